@@ -1,0 +1,1 @@
+"""Credit-assignment methods, one per file, behind one protocol."""

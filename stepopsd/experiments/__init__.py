@@ -1,0 +1,1 @@
+"""Presets, the demo, statistics and the report."""

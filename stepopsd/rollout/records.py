@@ -1,0 +1,125 @@
+"""Token-level records: Turn -> Trajectory -> Row -> Batch. Ids are what was sampled, never re-tokenised text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+
+from stepopsd.envs.base import Task
+
+STATUSES = ("success", "step_limit", "context_limit", "time_limit", "env_error")
+
+
+@dataclass(slots=True)
+class Turn:
+    """One model call and what the environment answered.
+
+    Attributes:
+        prompt_ids: The whole context of this call.
+        response_ids: Sampled ids, including the end-of-turn id when it was sampled.
+        logprobs: Log-prob of each response id under the sampling policy at its temperature, same length.
+        spans: Span name -> half-open token range in ``response_ids``; a span that does not exist is absent.
+            Names: ``action_only`` (the action block with its tags), ``clean_step_no_observation`` (the whole turn).
+        observation: Text the model saw before this call.
+        response: Decoded response, for people to read.
+        action: What was sent to the environment.
+        is_valid: The response followed the format.
+    """
+
+    prompt_ids: list[int]
+    response_ids: list[int]
+    logprobs: list[float]
+    spans: dict[str, tuple[int, int]]
+    observation: str
+    response: str
+    action: str
+    is_valid: bool
+
+
+@dataclass(slots=True)
+class Trajectory:
+    """One episode of one group member.
+
+    Attributes:
+        group_id: Index of the group in this batch; members of a group share task and seed.
+        member: Index inside the group.
+        reward: Return of the episode (environment reward summed over steps).
+        status: One of ``STATUSES``.
+    """
+
+    task: Task
+    goal: str
+    group_id: int
+    member: int
+    seed: int
+    context: str
+    turns: list[Turn] = field(default_factory=list)
+    reward: float = 0.0
+    success: bool = False
+    status: str = "step_limit"
+
+    @property
+    def invalid_turns(self) -> int:
+        return sum(not turn.is_valid for turn in self.turns)
+
+
+@dataclass(slots=True)
+class Row:
+    """One training sequence: a single turn (windowed context) or a whole dialogue.
+
+    All lists have the length of ``input_ids``. ``response_mask[t]`` says that token t was sampled by the policy;
+    its log-prob is read from the logits at t-1. ``step_ids[t]`` is the turn index inside the trajectory for tokens
+    of the chosen span and -1 elsewhere. ``turn_starts`` holds, per turn in this row, the position of the turn's
+    first response token and ``turn_ids`` the turn's index in the trajectory.
+    """
+
+    input_ids: list[int]
+    response_mask: list[bool]
+    step_ids: list[int]
+    old_logprobs: list[float]
+    trajectory: int
+    turn_ids: list[int]
+    turn_starts: list[int]
+
+
+@dataclass(slots=True)
+class Batch:
+    """Right-padded tensors of N rows and T positions; see ``Row`` for the meaning of each.
+
+    Attributes:
+        input_ids: (N, T) int64, padding id where ``attention_mask`` is 0.
+        attention_mask: (N, T) bool.
+        response_mask: (N, T) bool.
+        step_ids: (N, T) int32, -1 outside spans.
+        old_logprobs: (N, T) float32, 0 outside responses.
+        trajectory_ids: (N,) int64, index into the trajectory list.
+        group_ids: (N,) int64.
+        rewards: (N,) float32, return of the row's trajectory minus the row's own penalties.
+        success: (N,) bool.
+        advantages: (N, T) float32, filled by the credit method; 0 outside responses.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    response_mask: torch.Tensor
+    step_ids: torch.Tensor
+    old_logprobs: torch.Tensor
+    trajectory_ids: torch.Tensor
+    group_ids: torch.Tensor
+    rewards: torch.Tensor
+    success: torch.Tensor
+    advantages: torch.Tensor
+
+    def __len__(self) -> int:
+        return int(self.input_ids.shape[0])
+
+    def select(self, rows: torch.Tensor | slice) -> Batch:
+        """A batch of the chosen rows, in the given order."""
+        return Batch(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+    def to(self, device: torch.device | str) -> Batch:
+        """A copy on ``device``."""
+        moved: dict[str, Any] = {f.name: getattr(self, f.name).to(device) for f in fields(self)}
+        return Batch(**moved)

@@ -1,0 +1,1 @@
+"""The trainer: configuration, update loop, teacher, checkpoints, metrics, evaluation."""

@@ -1,0 +1,300 @@
+"""Everything a run depends on, as frozen dataclasses; no torch here. YAML and command line fill the same tree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from stepopsd.train.checks import choice, closed, one_of_fields, positive
+
+Context = Literal["turn", "dialogue"]
+Span = Literal["action_only", "clean_step_no_observation"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """The policy.
+
+    Attributes:
+        path: Directory of a transformers causal LM with its tokenizer (or a hub name).
+        dtype: Parameter dtype.
+        gradient_checkpointing: Recompute activations in the backward pass.
+    """
+
+    path: str = ""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        choice("model.dtype", self.dtype, ("float32", "bfloat16"))
+
+
+@dataclass(frozen=True, slots=True)
+class EnvConfig:
+    """Where episodes come from.
+
+    Attributes:
+        name: Environment.
+        games: Root of the games; "bundled" for the set shipped with the package, else a folder in ALFWorld's layout
+            (``$ALFWORLD_DATA`` style).
+        train_split: Split that training draws groups from.
+        eval_splits: Fixed evaluation panels, one per split.
+        workers: Environment processes; 0 plays in this process.
+        max_steps: Actions per episode.
+        step_timeout_s: Wall-clock limit for one environment step.
+        episode_timeout_s: Wall-clock limit for one episode's environment time.
+        history: Past steps shown in a windowed prompt.
+        think: The prompt asks for <think></think> and the format check demands it.
+    """
+
+    name: Literal["alfworld"] = "alfworld"
+    games: str = "bundled"
+    train_split: str = "train"
+    eval_splits: tuple[str, ...] = ("seen", "unseen")
+    workers: int = 2
+    max_steps: int = 50
+    step_timeout_s: float = 30.0
+    episode_timeout_s: float = 600.0
+    history: int = 2
+    think: bool = True
+
+    def __post_init__(self) -> None:
+        positive("env.max_steps", self.max_steps)
+        closed("env.workers", self.workers, 0, 512)
+        closed("env.history", self.history, 0, 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutConfig:
+    """How episodes are sampled.
+
+    Attributes:
+        context: ``turn``: one row per model call with a windowed prompt (verl-agent's protocol); ``dialogue``: one
+            growing conversation per episode.
+        groups: Tasks per update.
+        group_size: Rollouts per task.
+        temperature: Sampling temperature; log-probs are taken at the same temperature.
+        max_prompt_tokens: Longest context of a call; an episode that outgrows it ends with ``context_limit``.
+        max_response_tokens: Longest model turn.
+        batch_size: Episodes generated side by side; 0 means all of an update.
+    """
+
+    context: Context = "turn"
+    groups: int = 16
+    group_size: int = 8
+    temperature: float = 1.0
+    max_prompt_tokens: int = 2048
+    max_response_tokens: int = 512
+    batch_size: int = 0
+
+    def __post_init__(self) -> None:
+        choice("rollout.context", self.context, ("turn", "dialogue"))
+        positive("rollout.groups", self.groups)
+        closed("rollout.group_size", self.group_size, 2, 4096)
+        positive("rollout.temperature", self.temperature)
+        positive("rollout.max_prompt_tokens", self.max_prompt_tokens)
+        positive("rollout.max_response_tokens", self.max_response_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class HindsightConfig:
+    """The teacher's extra context (stepopsd only).
+
+    Attributes:
+        label: Add the trajectory's own outcome.
+        peer: Give failed members of a mixed group the first successful member (by member index).
+        placement: ``suffix`` right before the scored span, ``prefix`` in the user prompt.
+        render: Peer as numbered ``actions`` or as ``full`` turns.
+        max_tokens: Cut the block to this many tokens; 0 means no cut. Cuts are counted in the metrics.
+        rows_without_peer: ``score`` them (label and drift of the stale teacher) or ``skip`` (Δ = 0).
+    """
+
+    label: bool = True
+    peer: bool = True
+    placement: Literal["suffix", "prefix"] = "suffix"
+    render: Literal["actions", "full"] = "actions"
+    max_tokens: int = 0
+    rows_without_peer: Literal["score", "skip"] = "score"
+
+    def __post_init__(self) -> None:
+        choice("credit.hindsight.placement", self.placement, ("suffix", "prefix"))
+        choice("credit.hindsight.render", self.render, ("actions", "full"))
+        choice("credit.hindsight.rows_without_peer", self.rows_without_peer, ("score", "skip"))
+        closed("credit.hindsight.max_tokens", self.max_tokens, 0, 1 << 20)
+
+
+@dataclass(frozen=True, slots=True)
+class CreditConfig:
+    """Who gets the blame: scalar group advantages and, for stepopsd, the token factors.
+
+    Attributes:
+        name: Credit-assignment method.
+        statistics: Unit of the group mean and std: ``row`` (verl-agent's default) or ``trajectory``.
+        divide_by_std: GRPO's division by the group's standard deviation.
+        span: Tokens that the teacher scores.
+        weight_fn, alpha_clip, step_norm: See ``stepopsd.shape_advantages``.
+        lambda_mix: Initial mixing coefficient λ0.
+        lambda_decay_updates: Updates until λ is exactly 0 (λ_t = λ0·max(0, 1 - t/T), t from 1); 0 keeps it constant.
+        teacher: ``stale`` snapshot or the ``live`` policy.
+        teacher_refresh_every: Updates between hard copies of the policy into the stale snapshot.
+        diagnose_every: Score the teacher every so many updates although λ is 0; 0 never.
+    """
+
+    name: Literal["grpo", "stepopsd"] = "grpo"
+    statistics: Literal["row", "trajectory"] = "trajectory"
+    divide_by_std: bool = True
+    span: Span = "action_only"
+    weight_fn: Literal["sigmoid", "exp"] = "sigmoid"
+    alpha_clip: float = 0.2
+    lambda_mix: float = 0.2
+    lambda_decay_updates: int = 50
+    step_norm: Literal["equal_step_mean_abs", "equal_step_ratio", "none"] = "equal_step_mean_abs"
+    teacher: Literal["stale", "live"] = "stale"
+    teacher_refresh_every: int = 10
+    diagnose_every: int = 0
+    hindsight: HindsightConfig = field(default_factory=HindsightConfig)
+
+    def __post_init__(self) -> None:
+        choice("credit.name", self.name, ("grpo", "stepopsd"))
+        choice("credit.statistics", self.statistics, ("row", "trajectory"))
+        choice("credit.span", self.span, ("action_only", "clean_step_no_observation"))
+        choice("credit.weight_fn", self.weight_fn, ("sigmoid", "exp"))
+        choice("credit.step_norm", self.step_norm, ("equal_step_mean_abs", "equal_step_ratio", "none"))
+        choice("credit.teacher", self.teacher, ("stale", "live"))
+        closed("credit.lambda_mix", self.lambda_mix, 0.0, 1.0)
+        closed("credit.alpha_clip", self.alpha_clip, 0.0, 1.0, low_open=True)
+        closed("credit.lambda_decay_updates", self.lambda_decay_updates, 0, 1 << 30)
+        positive("credit.teacher_refresh_every", self.teacher_refresh_every)
+        closed("credit.diagnose_every", self.diagnose_every, 0, 1 << 30)
+
+
+@dataclass(frozen=True, slots=True)
+class LossConfig:
+    """The clipped policy-gradient loss.
+
+    Attributes:
+        clip_low, clip_high: Ratio range [1 - clip_low, 1 + clip_high].
+        dual_clip: Lower bound factor for negative advantages; 0 turns it off.
+        aggregation: ``token_mean`` over the mini-batch, ``sequence_mean`` (mean of row means),
+            ``sequence_sum`` (row sums over the row count), ``dr_grpo`` (row sums over rows times the response budget).
+        kl_coef: Weight of the k3 KL term to the fixed reference (the starting policy); 0 keeps no reference.
+        entropy_coef: Weight of the entropy bonus.
+        invalid_action_penalty: Subtracted from the reward of a row per invalid turn in it.
+        reward_scale: Factor on the environment's 0/1 success (10 in verl-agent).
+    """
+
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float = 3.0
+    aggregation: Literal["token_mean", "sequence_mean", "sequence_sum", "dr_grpo"] = "token_mean"
+    kl_coef: float = 0.01
+    entropy_coef: float = 0.0
+    invalid_action_penalty: float = 0.1
+    reward_scale: float = 10.0
+
+    def __post_init__(self) -> None:
+        choice("loss.aggregation", self.aggregation, ("token_mean", "sequence_mean", "sequence_sum", "dr_grpo"))
+        closed("loss.clip_low", self.clip_low, 0.0, 1.0)
+        closed("loss.clip_high", self.clip_high, 0.0, 100.0)
+        closed("loss.kl_coef", self.kl_coef, 0.0, 1e6)
+        closed("loss.invalid_action_penalty", self.invalid_action_penalty, 0.0, 1e6)
+        positive("loss.reward_scale", self.reward_scale)
+        if self.dual_clip != 0 and self.dual_clip <= 1:
+            raise ValueError(f"loss.dual_clip must be 0 (off) or greater than 1, got {self.dual_clip}")
+
+
+@dataclass(frozen=True, slots=True)
+class OptimConfig:
+    """AdamW.
+
+    Attributes:
+        updates: Policy updates (rollout batches) of the run.
+        minibatch_groups: Groups per optimiser step; 0 takes the whole batch in one step.
+        microbatch_tokens: Padded tokens per forward/backward; bounds memory, does not change the gradient.
+        epochs: Passes over each batch.
+        old_logprobs: ``recompute`` with the trainer's model before the first step, or trust the ``sampled`` ones.
+    """
+
+    lr: float = 1e-6
+    warmup_updates: int = 0
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    max_grad_norm: float = 1.0
+    updates: int = 150
+    epochs: int = 1
+    minibatch_groups: int = 0
+    microbatch_tokens: int = 16384
+    old_logprobs: Literal["recompute", "sampled"] = "recompute"
+
+    def __post_init__(self) -> None:
+        choice("optim.old_logprobs", self.old_logprobs, ("recompute", "sampled"))
+        closed("optim.lr", self.lr, 0.0, 1.0)
+        closed("optim.warmup_updates", self.warmup_updates, 0, 1 << 30)
+        closed("optim.weight_decay", self.weight_decay, 0.0, 10.0)
+        positive("optim.max_grad_norm", self.max_grad_norm)
+        closed("optim.updates", self.updates, 0, 1 << 30)
+        positive("optim.epochs", self.epochs)
+        closed("optim.minibatch_groups", self.minibatch_groups, 0, 1 << 30)
+        positive("optim.microbatch_tokens", self.microbatch_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class EvalConfig:
+    """Fixed panels.
+
+    Attributes:
+        every: Updates between evaluations; 0 only before the first and after the last.
+        games: Games per panel (the first ones of the sorted split); 0 plays all.
+        samples: Episodes per game.
+        temperature: Sampling temperature; 0 is greedy.
+        seed: Base seed of evaluation episodes, fixed for a run.
+    """
+
+    every: int = 5
+    games: int = 0
+    samples: int = 1
+    temperature: float = 0.4
+    seed: int = 1000
+
+    def __post_init__(self) -> None:
+        closed("eval.every", self.every, 0, 1 << 30)
+        closed("eval.games", self.games, 0, 1 << 30)
+        positive("eval.samples", self.samples)
+        closed("eval.temperature", self.temperature, 0.0, 100.0)
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """One training run.
+
+    Attributes:
+        run_dir: Everything the run writes goes here.
+        seed: Seeds the sampler, the task order and the model's dropout (if any).
+        device: ``auto`` takes CUDA when there is one.
+        checkpoint_every: Updates between checkpoints; 0 only at the end.
+        keep_checkpoints: Older ones are deleted; 0 keeps all.
+        transcripts_every: Updates between stored transcripts with token advantages; 0 none.
+        transcripts: Trajectories per stored update.
+        resume: Continue from the newest checkpoint in ``run_dir`` when there is one.
+    """
+
+    run_dir: str = "runs/train"
+    seed: int = 0
+    device: str = "auto"
+    checkpoint_every: int = 10
+    keep_checkpoints: int = 2
+    transcripts_every: int = 10
+    transcripts: int = 4
+    resume: bool = True
+    model: ModelConfig = field(default_factory=ModelConfig)
+    env: EnvConfig = field(default_factory=EnvConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    credit: CreditConfig = field(default_factory=CreditConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        one_of_fields("env.think needs rollout.max_response_tokens >= 8", not self.env.think or self.rollout.max_response_tokens >= 8)
+        closed("checkpoint_every", self.checkpoint_every, 0, 1 << 30)
+        closed("keep_checkpoints", self.keep_checkpoints, 0, 1 << 30)
