@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from stepopsd.train.checks import choice, closed, one_of_fields, positive
+from stepopsd.train.checks import choice, closed, positive
 
 Context = Literal["turn", "dialogue"]
 Span = Literal["action_only", "clean_step_no_observation"]
@@ -45,6 +45,7 @@ class EnvConfig:
         episode_timeout_s: Wall-clock limit for one episode's environment time.
         history: Past steps shown in a windowed prompt.
         think: The prompt asks for <think></think> and the format check demands it.
+        prompt_style: ``full`` sentences for instruction-tuned models, ``compact`` for tiny models with short contexts.
     """
 
     name: Literal["alfworld"] = "alfworld"
@@ -57,8 +58,10 @@ class EnvConfig:
     episode_timeout_s: float = 600.0
     history: int = 2
     think: bool = True
+    prompt_style: Literal["full", "compact"] = "full"
 
     def __post_init__(self) -> None:
+        choice("env.prompt_style", self.prompt_style, ("full", "compact"))
         positive("env.max_steps", self.max_steps)
         closed("env.workers", self.workers, 0, 512)
         closed("env.history", self.history, 0, 1000)
@@ -295,6 +298,5 @@ class RunConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
-        one_of_fields("env.think needs rollout.max_response_tokens >= 8", not self.env.think or self.rollout.max_response_tokens >= 8)
         closed("checkpoint_every", self.checkpoint_every, 0, 1 << 30)
         closed("keep_checkpoints", self.keep_checkpoints, 0, 1 << 30)
