@@ -141,6 +141,8 @@ class CreditConfig:
         teacher: ``stale`` snapshot or the ``live`` policy.
         teacher_refresh_every: Updates between hard copies of the policy into the stale snapshot.
         diagnose_every: Score the teacher every so many updates although λ is 0; 0 never.
+        control: ``shuffled_advantages`` deals the scalar advantages out to random rows (nothing can be learned),
+            ``shuffled_teacher`` deals the teacher's gaps out to random tokens (same Δ distribution, no information).
     """
 
     name: Literal["grpo", "stepopsd"] = "grpo"
@@ -155,6 +157,7 @@ class CreditConfig:
     teacher: Literal["stale", "live"] = "stale"
     teacher_refresh_every: int = 10
     diagnose_every: int = 0
+    control: Literal["none", "shuffled_advantages", "shuffled_teacher"] = "none"
     hindsight: HindsightConfig = field(default_factory=HindsightConfig)
 
     def __post_init__(self) -> None:
@@ -163,6 +166,7 @@ class CreditConfig:
         choice("credit.span", self.span, ("action_only", "clean_step_no_observation"))
         choice("credit.weight_fn", self.weight_fn, ("sigmoid", "exp"))
         choice("credit.step_norm", self.step_norm, ("equal_step_mean_abs", "equal_step_ratio", "none"))
+        choice("credit.control", self.control, ("none", "shuffled_advantages", "shuffled_teacher"))
         choice("credit.teacher", self.teacher, ("stale", "live"))
         closed("credit.lambda_mix", self.lambda_mix, 0.0, 1.0)
         closed("credit.alpha_clip", self.alpha_clip, 0.0, 1.0, low_open=True)

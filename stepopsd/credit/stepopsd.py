@@ -1,0 +1,134 @@
+"""StepOPSD: the stale teacher's hindsight gap reweights each step's tokens (arXiv 2605.27140)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stepopsd.credit.base import CreditInputs, CreditResult, broadcast_advantages, register
+from stepopsd.ops.shaping import ShapedAdvantages, shape_advantages
+
+UNCHANGED = 1e-4  # |Δ| below which a token counts as unchanged
+
+
+@dataclass(frozen=True, slots=True)
+class StepOpsd:
+    """Sign-aware, clipped, step-budgeted advantage shaping with a linearly decaying mix.
+
+    Attributes:
+        weight_fn, alpha_clip, step_norm: See ``stepopsd.shape_advantages``.
+        lambda_mix: λ0.
+        lambda_decay_updates: T of λ_t = λ0·max(0, 1 - t/T) with t from 1; 0 keeps λ0.
+        diagnose_every: Ask the teacher every so many updates although λ_t = 0; 0 never.
+        shuffle_teacher: Control: the gaps are dealt out to random scored tokens.
+    """
+
+    weight_fn: str = "sigmoid"
+    alpha_clip: float = 0.2
+    step_norm: str = "equal_step_mean_abs"
+    lambda_mix: float = 0.2
+    lambda_decay_updates: int = 50
+    diagnose_every: int = 0
+    shuffle_teacher: bool = False
+
+    def mixing(self, update: int) -> float:
+        """λ_t for update t, counted from 1."""
+        if self.lambda_decay_updates <= 0:
+            return self.lambda_mix
+        return self.lambda_mix * max(0.0, 1.0 - update / self.lambda_decay_updates)
+
+    def wants_teacher(self, update: int) -> bool:
+        diagnose = self.diagnose_every > 0 and update % self.diagnose_every == 0
+        return self.mixing(update) > 0.0 or diagnose
+
+    def assign(self, inputs: CreditInputs) -> CreditResult:
+        plain = broadcast_advantages(inputs.advantages, inputs.response_mask)
+        mixing = self.mixing(inputs.update)
+        if inputs.teacher_logprobs is None:
+            return CreditResult(plain, {"lambda": mixing})
+        scored = inputs.teacher_logprobs.isfinite() & inputs.response_mask & (inputs.step_ids >= 0)
+        teacher = self._teacher(inputs, scored)
+        shaped = shape_advantages(
+            None,
+            None,
+            None,
+            plain,
+            torch.where(scored, inputs.step_ids, -1),
+            trajectory_ids=inputs.trajectory_ids,
+            student_logprobs=inputs.old_logprobs,
+            teacher_logprobs=teacher,
+            alpha_clip=self.alpha_clip,
+            lambda_mix=mixing,
+            weight_fn=self.weight_fn,
+            step_norm=self.step_norm,
+        )
+        metrics = {"lambda": mixing, **gap_metrics(shaped, scored, plain)}
+        return CreditResult(shaped.advantages, metrics, {"delta": shaped.delta, "weights": shaped.weights})
+
+    def _teacher(self, inputs: CreditInputs, scored: Tensor) -> Tensor:
+        assert inputs.teacher_logprobs is not None
+        teacher = torch.where(scored, inputs.teacher_logprobs, inputs.old_logprobs)
+        if not self.shuffle_teacher:
+            return teacher
+        gaps = (teacher - inputs.old_logprobs)[scored]
+        generator = torch.Generator().manual_seed(inputs.update)
+        order = torch.randperm(gaps.numel(), generator=generator).to(gaps.device)
+        shuffled = inputs.old_logprobs.clone()
+        shuffled[scored] += gaps[order]
+        return shuffled
+
+
+def gap_metrics(shaped: ShapedAdvantages, scored: Tensor, plain: Tensor) -> dict[str, Any]:
+    """Statistics of Δ, of the weights, of the step budget and of the change they made.
+
+    Args:
+        shaped: Result of ``shape_advantages`` on (N, T) tokens.
+        scored: (N, T) bool, tokens that the teacher scored.
+        plain: (N, T) advantages before shaping.
+
+    Returns:
+        Flat metrics: ``delta/*`` (count, mean, std, extremes, percentiles, shares by sign), ``weight/*``,
+        ``step_scale/*`` and ``advantage/cosine`` between shaped and plain advantages.
+    """
+    delta, weights, scale = shaped.delta[scored], shaped.weights[scored], shaped.step_scale[scored]
+    if delta.numel() == 0:
+        return {"delta/count": 0}
+    stats = shaped.stats
+    percentiles = torch.quantile(delta[: 1 << 24], delta.new_tensor([0.05, 0.25, 0.5, 0.75, 0.95]))
+    names = ("p05", "p25", "median", "p75", "p95")
+    return {
+        "delta/count": delta.numel(),
+        "delta/mean": delta.mean(),
+        "delta/std": delta.std(unbiased=False),
+        "delta/min": delta.min(),
+        "delta/max": delta.max(),
+        "delta/abs_mean": delta.abs().mean(),
+        **{f"delta/{name}": value for name, value in zip(names, percentiles, strict=True)},
+        "delta/positive": (delta > UNCHANGED).float().mean(),
+        "delta/negative": (delta < -UNCHANGED).float().mean(),
+        "delta/unchanged": (delta.abs() <= UNCHANGED).float().mean(),
+        "weight/mean": weights.mean(),
+        "weight/std": weights.std(unbiased=False),
+        "weight/abs_change": (weights - 1).abs().mean(),
+        "weight/at_low": stats.at_low,
+        "weight/at_high": stats.at_high,
+        "step_scale/min": scale.min(),
+        "step_scale/max": scale.max(),
+        "step_scale/clamped": stats.scale_clamped,
+        "advantage/cosine": torch.nn.functional.cosine_similarity(
+            shaped.advantages.flatten(), plain.flatten(), dim=0
+        ),
+    }
+
+
+@register("stepopsd")
+def build(options: Mapping[str, Any]) -> StepOpsd:
+    """StepOPSD from the ``credit`` section."""
+    names = ("weight_fn", "alpha_clip", "step_norm", "lambda_mix", "lambda_decay_updates", "diagnose_every")
+    return StepOpsd(
+        **{name: options[name] for name in names}, shuffle_teacher=options["control"] == "shuffled_teacher"
+    )

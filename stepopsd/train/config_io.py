@@ -1,0 +1,92 @@
+"""Configuration files: YAML into the frozen tree and back; an unknown key is an error with its full path."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+import yaml
+
+from stepopsd.train.config import RunConfig
+
+T = TypeVar("T")
+
+
+def load_config(path: str | Path) -> RunConfig:
+    """Read a YAML file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a mapping, an unknown key, or a value of the wrong type or range; the message has the key.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"config: no such file: {file}")
+    tree = yaml.safe_load(file.read_text()) or {}
+    return from_tree(RunConfig, tree)
+
+
+def from_tree(cls: type[T], tree: Any, prefix: str = "") -> T:
+    """A mapping of plain values -> an instance of the dataclass ``cls``."""
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"{prefix or 'config'} must be a mapping, got {type(tree).__name__}")
+    hints = get_type_hints(cls)
+    known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    values = {}
+    for key, value in tree.items():
+        path = f"{prefix}.{key}" if prefix else str(key)
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else f"; known keys: {', '.join(known)}"
+            raise ValueError(f"unknown config key {path}{hint}")
+        values[key] = _convert(hints[key], value, path)
+    return cls(**values)
+
+
+def _convert(kind: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return from_tree(typing.cast("type[Any]", kind), value, path)
+    origin = get_origin(kind)
+    if origin is typing.Literal:
+        if value not in get_args(kind):
+            raise ValueError(f"{path} must be one of {', '.join(map(str, get_args(kind)))}, got {value!r}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"{path} must be a list, got {value!r}")
+        return tuple(_convert(get_args(kind)[0], item, f"{path}[{i}]") for i, item in enumerate(value))
+    if origin in (types.UnionType, typing.Union):
+        return value
+    if kind is float and isinstance(value, str):
+        return _number(value, path)  # YAML 1.1 reads 1e-6 as a string
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{path} must be of type {kind.__name__}, got {value!r}")
+    return value
+
+
+def _number(text: str, path: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{path} must be a number, got {text!r}") from None
+
+
+def to_tree(config: Any) -> dict[str, Any]:
+    """The configuration as plain YAML values."""
+    return {
+        f.name: to_tree(value) if dataclasses.is_dataclass(value) else list(value) if isinstance(value, tuple) else value
+        for f in dataclasses.fields(config)
+        for value in [getattr(config, f.name)]
+    }
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """Write the resolved configuration; ``load_config`` reads it back unchanged."""
+    path.write_text(yaml.safe_dump(to_tree(config), sort_keys=False))
