@@ -1,0 +1,291 @@
+"""Intervals for success rates and for paired differences between runs; numpy only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+MIN_SEEDS_FOR_SPREAD = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An estimate with its confidence limits; ``n`` counts the observations behind it."""
+
+    estimate: float
+    low: float
+    high: float
+    n: int
+
+    def contains(self, value: float) -> bool:
+        """Whether ``value`` lies between the limits, both included."""
+        return self.low <= value <= self.high
+
+    @property
+    def half_width(self) -> float:
+        return (self.high - self.low) / 2
+
+
+def wilson_interval(successes: int, trials: int, *, confidence: float = 0.95) -> Interval:
+    """Wilson score interval of a success rate; it keeps its width at 0 of n and n of n.
+
+    Args:
+        successes: Number of successes, 0 to ``trials``.
+        trials: Number of independent trials; 0 gives an estimate of NaN between 0 and 1.
+        confidence: Coverage in (0, 1).
+
+    Returns:
+        Estimate ``successes / trials`` with limits inside [0, 1].
+
+    Raises:
+        ValueError: Counts that cannot be, or a confidence outside (0, 1).
+
+    Example:
+        >>> band = wilson_interval(107, 128)
+        >>> round(band.low, 3), round(band.high, 3)
+        (0.762, 0.89)
+
+    Source: E. B. Wilson, JASA 22 (1927).
+    """
+    _check_confidence(confidence)
+    if trials < 0 or not 0 <= successes <= trials:
+        raise ValueError(f"successes must lie in 0..trials and trials be >= 0, got {successes} of {trials}")
+    if trials == 0:
+        return Interval(math.nan, 0.0, 1.0, 0)
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    rate = successes / trials
+    shrink = 1 + z * z / trials
+    centre = (rate + z * z / (2 * trials)) / shrink
+    half = z / shrink * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
+    # At the ends the limit equals the rate exactly; the formula leaves a rounding error there.
+    low = 0.0 if successes == 0 else max(0.0, centre - half)
+    high = 1.0 if successes == trials else min(1.0, centre + half)
+    return Interval(rate, low, high, trials)
+
+
+def student_quantile(freedom: int, confidence: float = 0.95) -> float:
+    """Two-sided Student quantile: P(|T| < q) = ``confidence`` for a whole number of degrees of freedom.
+
+    Args:
+        freedom: Degrees of freedom, at least 1.
+        confidence: Coverage in (0, 1).
+
+    Returns:
+        The quantile, e.g. 4.303 for 2 degrees of freedom and 0.95.
+
+    Raises:
+        ValueError: ``freedom`` below 1 or a confidence outside (0, 1).
+
+    Source: the finite trigonometric sums of Abramowitz & Stegun 26.7.3-4, inverted by bisection.
+    """
+    _check_confidence(confidence)
+    if freedom < 1:
+        raise ValueError(f"freedom must be at least 1, got {freedom}")
+    low, high = 0.0, math.pi / 2
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _student_coverage(middle, freedom) < confidence else (low, middle)
+    return math.tan(low) * math.sqrt(freedom)
+
+
+def success_interval(outcomes: Sequence[Sequence[bool]], *, confidence: float = 0.95) -> Interval:
+    """Success rate of one method on one panel, from one list of episode outcomes per training run.
+
+    With fewer than three runs the band is the Wilson interval of all episodes: it covers the evaluation, not
+    a repeat of the training. From three runs on it is the Student interval over the runs' rates, never
+    narrower than the Wilson interval, so that runs which happen to agree do not fake certainty.
+
+    Args:
+        outcomes: Per run, the episodes' success flags; empty runs are left out.
+        confidence: Coverage in (0, 1).
+
+    Returns:
+        Mean of the runs' rates with limits inside [0, 1]; NaN between 0 and 1 without episodes.
+
+    Raises:
+        ValueError: A confidence outside (0, 1).
+
+    Example:
+        >>> success_interval([[True, False, True, True]]).estimate
+        0.75
+    """
+    runs = [np.asarray(run, dtype=bool) for run in outcomes if len(run)]
+    won, played = int(sum(run.sum() for run in runs)), sum(run.size for run in runs)
+    pooled = wilson_interval(won, played, confidence=confidence)
+    if not runs:
+        return pooled
+    rates = np.array([run.mean() for run in runs])
+    mean = float(rates.mean())
+    low, high = min(pooled.low, mean), max(pooled.high, mean)
+    if rates.size >= MIN_SEEDS_FOR_SPREAD:
+        spread = float(rates.std(ddof=1)) / math.sqrt(rates.size)
+        half = student_quantile(rates.size - 1, confidence) * spread
+        low, high = min(low, max(0.0, mean - half)), max(high, min(1.0, mean + half))
+    return Interval(mean, low, high, pooled.n)
+
+
+def success_by_kind(
+    kinds: Sequence[Sequence[str]], outcomes: Sequence[Sequence[bool]], *, confidence: float = 0.95
+) -> dict[str, Interval]:
+    """``success_interval`` per task type, types in alphabetical order.
+
+    Args:
+        kinds: Per run, the task type of each episode.
+        outcomes: Per run, the success flag of each episode; same shape as ``kinds``.
+        confidence: Coverage in (0, 1).
+
+    Returns:
+        Task type -> interval whose ``n`` is the number of episodes of that type over all runs.
+
+    Raises:
+        ValueError: ``kinds`` and ``outcomes`` do not have the same lengths.
+    """
+    if [len(run) for run in kinds] != [len(run) for run in outcomes]:
+        raise ValueError(
+            f"kinds and outcomes must have equal lengths per run, got {[len(k) for k in kinds]} and "
+            f"{[len(o) for o in outcomes]}"
+        )
+    table = {}
+    for kind in sorted({kind for run in kinds for kind in run}):
+        chosen = [
+            [won for name, won in zip(names, flags, strict=True) if name == kind]
+            for names, flags in zip(kinds, outcomes, strict=True)
+        ]
+        table[kind] = success_interval(chosen, confidence=confidence)
+    return table
+
+
+def success_matrix(runs: Sequence[Mapping[str, Sequence[bool]]], games: Sequence[str]) -> np.ndarray:
+    """Mean success per training run and game.
+
+    Args:
+        runs: Per run, game -> success flags of its episodes.
+        games: The games wanted, each present in every run.
+
+    Returns:
+        (runs, games) float64.
+
+    Raises:
+        ValueError: A run has no episode of one of the games.
+    """
+    for index, run in enumerate(runs):
+        absent = [game for game in games if not run.get(game)]
+        if absent:
+            raise ValueError(f"run {index} has no episode of {len(absent)} of the games, e.g. {absent[0]!r}")
+    rates = [[float(np.mean(run[game])) for game in games] for run in runs]
+    return np.array(rates, dtype=np.float64).reshape(len(runs), len(games))
+
+
+def paired_difference(
+    baseline: np.ndarray,
+    candidate: np.ndarray,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Mean of ``candidate - baseline`` with a bootstrap interval over games and training seeds.
+
+    Each resample draws games with replacement and, independently, seeds with replacement; both sides use the
+    same draw, so what a game or a seed does to both cancels. With one seed only games are drawn, and the
+    interval says nothing about a repeat of the training.
+
+    Args:
+        baseline: (seeds, games) mean success, 0 to 1.
+        candidate: (seeds, games), same seeds and games in the same order.
+        confidence: Coverage in (0, 1).
+        resamples: Bootstrap resamples, at least 1.
+        seed: Seed of the resampling; equal seeds give equal limits.
+
+    Returns:
+        Mean difference and percentile limits; ``n`` is the number of games. NaN when there are no games.
+
+    Raises:
+        ValueError: Shapes differ or are not two-dimensional, NaN in the input, or an argument out of range.
+
+    Example:
+        >>> paired_difference(np.zeros((1, 20)), np.ones((1, 20))).low
+        1.0
+
+    Source: the crossed ("pigeonhole") bootstrap, A. B. Owen, Annals of Applied Statistics 1 (2007).
+    """
+    _check_confidence(confidence)
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}")
+    if baseline.ndim != 2 or baseline.shape != candidate.shape:
+        raise ValueError(
+            f"baseline and candidate must both be (seeds, games), got {baseline.shape} and {candidate.shape}"
+        )
+    difference = candidate - baseline
+    seeds, games = difference.shape
+    if seeds == 0 or games == 0:
+        return Interval(math.nan, -1.0, 1.0, games)
+    if not np.isfinite(difference).all():
+        raise ValueError("baseline and candidate must be finite, got NaN or infinity")
+    random = np.random.default_rng(seed)
+    game_draws = random.multinomial(games, np.full(games, 1 / games), size=resamples)  # (R, games)
+    seed_draws = random.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)  # (R, seeds)
+    means = ((game_draws @ difference.T) * seed_draws).sum(axis=1) / (seeds * games)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return Interval(float(difference.mean()), float(low), float(high), games)
+
+
+def verdict(difference: Interval, *, candidate: str, baseline: str, panel: str, seeds: int) -> str:
+    """The sentence that a paired difference allows, with what it does not allow said plainly.
+
+    Args:
+        difference: Result of ``paired_difference``.
+        candidate, baseline: Names of the two methods.
+        panel: Name of the evaluation panel.
+        seeds: Training seeds behind each side.
+
+    Returns:
+        One to three English sentences, plain text.
+    """
+    if seeds == 0 or math.isnan(difference.estimate):
+        return f"{candidate} and {baseline} have no {panel} game and seed in common: nothing can be compared."
+    size = f"{difference.n} game{'s' * (difference.n != 1)} × {seeds} seed{'s' * (seeds != 1)}"
+    sentences = [
+        f"{candidate} minus {baseline} on {panel}: {100 * difference.estimate:+.1f} points "
+        f"(95 % interval {100 * difference.low:+.1f} to {100 * difference.high:+.1f}; {size})."
+    ]
+    if difference.contains(0.0):
+        sentences.append(
+            "The interval contains 0, so no difference is shown; at this size one below about "
+            f"{100 * difference.half_width:.0f} points would stay unseen."
+            if difference.half_width
+            else "The two did equally well on every game, so no difference is shown."
+        )
+    else:
+        side = "higher" if difference.estimate > 0 else "lower"
+        sentences.append(f"The interval excludes 0: {candidate} is {side} on these games.")
+    if seeds == 1:
+        sentences.append(
+            "One seed is not evidence: the interval covers the choice of games, not what another training "
+            "run of either method would give."
+        )
+    elif seeds < MIN_SEEDS_FOR_SPREAD:
+        sentences.append(f"{seeds} seeds are too few to tell a method from a lucky run.")
+    return " ".join(sentences)
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie in (0, 1), got {confidence}")
+
+
+def _student_coverage(angle: float, freedom: int) -> float:
+    """P(|T| < tan(angle) * sqrt(freedom)) for a whole number of degrees of freedom."""
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = freedom % 2
+    term = cosine if odd else 1.0
+    total = 0.0
+    for index in range(1 + odd, freedom, 2):
+        total += term
+        term *= (index / (index + 1)) * cosine * cosine
+    return 2 / math.pi * (angle + sine * total) if odd else sine * total
