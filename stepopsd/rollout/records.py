@@ -119,6 +119,11 @@ class Batch:
         """A batch of the chosen rows, in the given order."""
         return Batch(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
+    def trim(self, width: int) -> Batch:
+        """The first ``width`` positions of every row."""
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{name: t[:, :width] if t.dim() == 2 else t for name, t in parts.items()})
+
     def to(self, device: torch.device | str) -> Batch:
         """A copy on ``device``."""
         moved: dict[str, Any] = {f.name: getattr(self, f.name).to(device) for f in fields(self)}

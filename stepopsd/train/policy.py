@@ -1,0 +1,155 @@
+"""The policy: loading a causal LM with its tokenizer, and log-probs of chosen tokens without whole-row logits."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stepopsd.ops.reference import selected_logprobs
+from stepopsd.train.config import ModelConfig
+
+
+class Policy:
+    """A causal LM that scores chosen tokens.
+
+    Attributes:
+        model: transformers causal LM.
+        tokenizer: Its tokenizer; needs a chat template.
+        pad_id: Id that fills padded positions.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.pad_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
+        self._head_only = _head_is_plain(model)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def frozen_copy(self) -> Policy:
+        """A detached copy of the weights that never trains."""
+        twin = copy.deepcopy(self.model).eval().requires_grad_(False)
+        return Policy(twin, self.tokenizer)
+
+    def copy_weights_from(self, other: Policy) -> None:
+        """Hard copy of another policy's weights into this one."""
+        with torch.no_grad():
+            for mine, theirs in zip(self.model.parameters(), other.model.parameters(), strict=True):
+                mine.copy_(theirs)
+
+    def logits_at(
+        self, input_ids: Tensor, attention_mask: Tensor, read: Tensor, position_ids: Tensor | None = None
+    ) -> Tensor:
+        """Next-token logits of chosen positions; the other positions never reach the LM head.
+
+        Args:
+            input_ids: (B, T) int64.
+            attention_mask: (B, T) for causal rows, or an additive (B, 1, T, T) float mask.
+            read: (B, T) bool; position t gives the logits that predict token t+1.
+            position_ids: (B, T) int64, or None for 0..T-1.
+
+        Returns:
+            (M, V) logits, rows in row-major order of ``read``.
+        """
+        extra = {} if position_ids is None else {"position_ids": position_ids}
+        if not self._head_only:
+            return self.model(
+                input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **extra
+            ).logits[read]
+        base = getattr(self.model, self.model.base_model_prefix)
+        hidden = base(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **extra).last_hidden_state
+        return self.model.get_output_embeddings()(hidden[read])
+
+    def logits_of(self, input_ids: Tensor, attention_mask: Tensor, targets: Tensor) -> Tensor:
+        """(M, V) logits that predict the tokens marked in ``targets`` (B, T) bool; position 0 cannot be a target."""
+        if bool(targets[:, 0].any()):
+            raise ValueError("targets must be False at position 0: nothing precedes the first token of a row")
+        return self.logits_at(input_ids, attention_mask, torch.roll(targets, -1, dims=1))
+
+    @torch.no_grad()
+    def score(
+        self, input_ids: Tensor, attention_mask: Tensor, targets: Tensor, *, temperature: float, max_tokens: int
+    ) -> Tensor:
+        """Log-probs of target tokens in micro-batches of at most ``max_tokens`` padded tokens.
+
+        Returns:
+            (N, T) float32, 0 where ``targets`` is False. Rows without targets are not forwarded.
+        """
+        was_training = self.model.training
+        self.model.eval()
+        out = torch.zeros(input_ids.shape, dtype=torch.float32, device=input_ids.device)
+        lengths = torch.where(targets.any(1), attention_mask.sum(1), 0)
+        for rows, width in microbatches(lengths, max_tokens):
+            chosen = targets[rows, :width]
+            ids = input_ids[rows, :width]
+            logits = self.logits_of(ids, attention_mask[rows, :width], chosen)
+            part = torch.zeros(chosen.shape, dtype=torch.float32, device=out.device)
+            part[chosen] = selected_logprobs(logits.float(), ids[chosen], temperature)
+            out[rows, :width] = part
+        self.model.train(was_training)
+        return out
+
+
+def microbatches(lengths: Tensor, max_tokens: int) -> Iterator[tuple[Tensor, int]]:
+    """Row indices and padded width of each micro-batch: longest rows first, padded area at most ``max_tokens``.
+
+    Rows of length 0 are left out; a row longer than ``max_tokens`` gets a micro-batch of its own.
+    """
+    order = torch.argsort(lengths, descending=True, stable=True)
+    order = order[lengths[order] > 0]
+    start = 0
+    while start < order.numel():
+        width = int(lengths[order[start]])
+        count = max(1, max_tokens // width)
+        yield order[start : start + count], width
+        start += count
+
+
+def load_policy(config: ModelConfig, device: torch.device | str) -> Policy:
+    """Load model and tokenizer from ``config.path``.
+
+    Raises:
+        ImportError: transformers is missing; the message names the extra.
+        ValueError: no path, no such directory, or a tokenizer without chat template.
+    """
+    try:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+    except ImportError as error:
+        raise ImportError("training needs transformers: pip install 'stepopsd[train]'") from error
+    if not config.path:
+        raise ValueError("model.path must name a model directory or hub model, got an empty string")
+    if config.path.startswith((".", "/")) and not Path(config.path).is_dir():
+        raise ValueError(f"model.path: no such directory: {config.path}")
+    tokenizer = AutoTokenizer.from_pretrained(config.path)
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"model.path: the tokenizer of {config.path} has no chat template; "
+            "set tokenizer.chat_template and save it beside the model"
+        )
+    model = AutoModelForCausalLM.from_pretrained(config.path, dtype=getattr(torch, config.dtype)).to(device)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    return Policy(model, tokenizer)
+
+
+@torch.no_grad()
+def _head_is_plain(model: nn.Module) -> bool:
+    """Whether logits are exactly the output embedding of the last hidden state (no soft cap, no scale)."""
+    base = getattr(model, getattr(model, "base_model_prefix", ""), None)
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    if base is None or base is model or head is None:
+        return False
+    was_training = model.training
+    model.eval()
+    probe = torch.arange(4, device=next(model.parameters()).device)[None]
+    full = model(input_ids=probe, use_cache=False).logits
+    short = head(base(input_ids=probe, use_cache=False).last_hidden_state)
+    model.train(was_training)
+    return bool(torch.allclose(full, short, rtol=1e-3, atol=1e-3))
