@@ -87,6 +87,6 @@ def to_tree(config: Any) -> dict[str, Any]:
     }
 
 
-def save_config(config: RunConfig, path: Path) -> None:
-    """Write the resolved configuration; ``load_config`` reads it back unchanged."""
-    path.write_text(yaml.safe_dump(to_tree(config), sort_keys=False))
+def dump_config(config: RunConfig) -> str:
+    """The resolved configuration as YAML; ``load_config`` reads it back unchanged."""
+    return str(yaml.safe_dump(to_tree(config), sort_keys=False))

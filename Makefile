@@ -1,0 +1,44 @@
+# `make demo` and `make test` work from a fresh clone; everything is installed into .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.stepopsd-installed
+NATIVE_SOURCES = $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
+
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: demo test test-slow check bench gpu clean install
+
+install: $(STAMP)
+
+# torch first and alone: a range asked for by another package would bring the newest build instead of the pinned one.
+# The text engine goes in without its dependency list, which would drag in a vision stack.
+$(STAMP): pyproject.toml setup.py constraints.txt constraints-alfworld.txt $(NATIVE_SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt setuptools pybind11 ninja triton
+	$(BIN)/pip install -q --no-deps -r constraints-alfworld.txt
+	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[train,dev]'
+	touch $@
+
+demo: $(STAMP)  ## GRPO against StepOPSD on the real ALFWorld engine; ends in runs/demo/report.html
+	$(BIN)/stepopsd demo --out runs/demo $(if $(FROM_SCRATCH),--from-scratch)
+
+test: $(STAMP)
+	STEPOPSD_REQUIRE_BACKENDS=torch,cpu,triton $(BIN)/pytest -q -m "not slow and not gpu"
+
+test-slow: $(STAMP)  ## the learning test: three seeds of training on the real engine
+	$(BIN)/pytest -q -m slow -s
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/pytest benchmarks -q --benchmark-only --benchmark-columns=median,iqr,rounds
+
+gpu:  ## on a machine with a GPU, with that machine's own Python
+	bash benchmarks/gpu.sh
+
+clean:
+	rm -rf build dist runs *.egg-info stepopsd/*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks

@@ -1,0 +1,128 @@
+"""The command line: stepopsd train | eval | demo | report | doctor | games."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def train(args: Sequence[str]) -> int:
+    """Train a policy: --config x.yaml, then any key as --credit.alpha-clip 0.05; --dry-run prints the resolved run."""
+    from stepopsd.train.config_io import dump_config
+    from stepopsd.train.trainer import Trainer
+
+    args = list(args)
+    dry_run = "--dry-run" in args
+    config = _run_config([a for a in args if a != "--dry-run"])
+    if dry_run:
+        print(dump_config(config), end="")
+        return 0
+    Trainer(config).run()
+    return 0
+
+
+def evaluate(args: Sequence[str]) -> int:
+    """Play the fixed panels with a model or checkpoint and print success per task type."""
+    from stepopsd.train.trainer import Trainer
+
+    Trainer(_run_config(args)).evaluate_only()
+    return 0
+
+
+def demo(args: Sequence[str]) -> int:
+    """GRPO and StepOPSD from one warm start on the bundled games, then a report."""
+    from stepopsd.experiments.demo import run_demo
+
+    _typed(run_demo, args, "stepopsd demo")
+    return 0
+
+
+def report(args: Sequence[str]) -> int:
+    """Build report.html from run directories: stepopsd report grpo=runs/a stepopsd=runs/b --out DIR."""
+    from stepopsd.experiments.report import report_from_arguments
+
+    _typed(report_from_arguments, args, "stepopsd report")
+    return 0
+
+
+def doctor(args: Sequence[str]) -> int:
+    """What this installation can do, what is missing and why."""
+    from stepopsd.doctor import main
+
+    return main(list(args))
+
+
+def games(args: Sequence[str]) -> int:
+    """Games for ALFWorld: make | check | download."""
+    from stepopsd.envs.games.commands import check_games, download_games, make_games
+
+    commands: dict[str, Callable[..., Any]] = {"make": make_games, "check": check_games, "download": download_games}
+    if not args or args[0] not in commands:
+        print("usage: stepopsd games {make,check,download} [--help]", file=sys.stderr)
+        return 2
+    _typed(commands[args[0]], args[1:], f"stepopsd games {args[0]}")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": train,
+    "eval": evaluate,
+    "demo": demo,
+    "report": report,
+    "doctor": doctor,
+    "games": games,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code. Expected mistakes print one line, not a traceback."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help") or args[0] not in COMMANDS:
+        _usage()
+        return 0 if args and args[0] in ("-h", "--help") else 2
+    try:
+        return COMMANDS[args[0]](args[1:])
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        print(f"stepopsd {args[0]}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _usage() -> None:
+    print("usage: stepopsd COMMAND [--help]\n")
+    for name, command in COMMANDS.items():
+        print(f"  {name:8} {(command.__doc__ or '').splitlines()[0]}")
+
+
+def _run_config(args: Sequence[str]) -> Any:
+    from stepopsd.train.config import RunConfig
+    from stepopsd.train.config_io import load_config
+
+    tyro, args = _tyro(), list(args)
+    default = RunConfig()
+    if "--config" in args:
+        at = args.index("--config")
+        if at + 1 >= len(args):
+            raise ValueError("--config needs the path of a YAML file")
+        default = load_config(Path(args[at + 1]))
+        del args[at : at + 2]
+    return tyro.cli(RunConfig, default=default, args=args, prog="stepopsd train")
+
+
+def _typed(function: Callable[..., Any], args: Sequence[str], prog: str) -> Any:
+    return _tyro().cli(function, args=list(args), prog=prog)
+
+
+def _tyro() -> Any:
+    try:
+        import tyro
+    except ImportError as error:
+        raise ImportError("the command line needs tyro: pip install 'stepopsd[train]'") from error
+    return tyro
+
+
+if __name__ == "__main__":
+    sys.exit(main())
