@@ -1,0 +1,107 @@
+"""One copy of ALFWorld's text engine: TextWorld's PDDL interpreter under ALFWorld's object names."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from stepopsd.envs.alfworld import memo
+from stepopsd.envs.alfworld.games import read_game
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """What the engine reports after a reset or a command: its words, all accepted commands (sorted), the outcome."""
+
+    text: str
+    commands: tuple[str, ...]
+    won: bool
+
+
+class Engine:
+    """Plays one game at a time; loading another game reuses the engine.
+
+    Args:
+        memoise: Do repeated work once (see ``memo``); text, commands and outcome are the same without, slower.
+
+    Raises:
+        ImportError: TextWorld or ALFWorld is missing.
+    """
+
+    def __init__(self, *, memoise: bool = True) -> None:
+        self._env: Any = None
+        self._library: Any = None
+        textworld, pddl_env, demangler = _import_engine(memoise)
+        interpreter = pddl_env(textworld.EnvInfos(won=True, admissible_commands=True))
+        self._library = interpreter.downward_lib
+        self._env = demangler(interpreter, shuffle=False)
+
+    def start(self, path: str) -> EngineState:
+        """Load a game file and begin; raises FileNotFoundError or ValueError for a missing or broken file."""
+        game = read_game(path)
+        try:
+            with _translator_side_effects_undone():
+                self._env.load(game)
+                state = self._env.reset()
+        # Fast Downward's translator leaves by SystemExit, TextWorld and its parsers by many other exceptions.
+        except (Exception, SystemExit) as error:
+            raise ValueError(f"{path}: the engine cannot load this game ({type(error).__name__}: {error})") from error
+        return _report(state)
+
+    def command(self, text: str) -> EngineState:
+        """Give one command; a command that is not accepted now changes nothing."""
+        state, _, _ = self._env.step(text)
+        return _report(state)
+
+    def plan(self) -> list[str]:
+        """Commands that win from the current state, found by Fast Downward; empty when there are none."""
+        with _translator_side_effects_undone():
+            return list(self._env.unwrapped._pddl_state.replan(self._env._entity_infos))
+
+    def close(self) -> None:
+        """Unload the planner library; further calls fail."""
+        if self._library is not None:
+            memo.unload(self._library)
+        self._env = self._library = None
+
+
+def _report(state: Any) -> EngineState:
+    return EngineState(str(state.feedback), tuple(state["admissible_commands"]), bool(state["won"]))
+
+
+def _import_engine(memoise: bool) -> tuple[Any, type, type]:
+    try:
+        with _environment_restored():
+            import textworld
+            from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
+            from textworld.envs.pddl.pddl import PddlEnv
+    except ImportError as error:
+        raise ImportError(
+            f"the ALFWorld text engine needs the 'alfworld' extra: pip install 'stepopsd[alfworld]' ({error})"
+        ) from error
+    return textworld, memo.memoised_pddl_env() if memoise and memo.supported() else PddlEnv, AlfredDemangler
+
+
+@contextmanager
+def _environment_restored() -> Iterator[None]:
+    """alfworld sets ALFWORLD_DATA on import, which would make absent official games look present."""
+    before = os.environ.get("ALFWORLD_DATA")
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("ALFWORLD_DATA", None)
+
+
+@contextmanager
+def _translator_side_effects_undone() -> Iterator[None]:
+    """Fast Downward's translator overwrites ``sys.argv`` to pass its own options."""
+    argv = sys.argv
+    try:
+        yield
+    finally:
+        sys.argv = argv

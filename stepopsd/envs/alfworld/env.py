@@ -1,0 +1,111 @@
+"""ALFWorld episodes behind the environment protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stepopsd.envs.alfworld.engine import Engine, EngineState
+from stepopsd.envs.base import Observation, StepResult, Task
+
+_GOAL_MARK = "Your task is to: "
+
+
+class AlfworldEnv:
+    """The real ALFWorld text engine, one episode at a time.
+
+    Reward is 1.0 at the winning step and 0.0 otherwise; ``help`` is accepted but not offered. The engine draws no
+    random numbers, so the seed changes nothing and an episode is fixed by its task and actions.
+
+    Args:
+        memoise: Do the engine's repeated work once; the words stay the same.
+
+    Example:
+        >>> env = AlfworldEnv()
+        >>> first = env.reset(task, seed=0)
+        >>> env.step(first.admissible[0]).observation.text
+        'You arrive at bed 1. On the bed 1, you see a book 1, and a pillow 1.'
+    """
+
+    def __init__(self, *, memoise: bool = True) -> None:
+        self.goal = ""
+        self._memoise = memoise
+        self._engine: Engine | None = None
+        self._playing = False
+
+    def reset(self, task: Task, seed: int) -> Observation:
+        """Start the task's game. Raises FileNotFoundError or ValueError for a missing or broken game file."""
+        self._playing = False
+        if self._engine is None:
+            self._engine = Engine(memoise=self._memoise)
+        state = self._engine.start(task.source)
+        self.goal = goal_of(state.text, task.source)
+        self._playing = True
+        return _observation(state)
+
+    def step(self, action: str) -> StepResult:
+        """Play one action; what the engine does not accept is answered by "Nothing happens."."""
+        if self._engine is None or not self._playing:
+            raise RuntimeError("step needs a running episode: call reset first (an episode ends with the win)")
+        state = self._engine.command(action)
+        self._playing = not state.won
+        return StepResult(_observation(state), reward=float(state.won), done=state.won, success=state.won)
+
+    def plan(self) -> list[str]:
+        """Commands that win from here, from the planner, which sees what the agent has not looked at yet."""
+        if self._engine is None or not self._playing:
+            raise RuntimeError("plan needs a running episode: call reset first")
+        return self._engine.plan()
+
+    def close(self) -> None:
+        """Unload the engine."""
+        if self._engine is not None:
+            self._engine.close()
+        self._engine = None
+        self._playing = False
+
+
+def goal_of(text: str, source: str = "first observation") -> str:
+    """The instruction inside a first observation; ValueError naming ``source`` when there is none."""
+    _, mark, goal = text.partition(_GOAL_MARK)
+    if not mark or not goal.strip():
+        raise ValueError(f"{source}: the first observation states no task ({_GOAL_MARK!r} not found)")
+    return goal.strip()
+
+
+def replay(
+    env: AlfworldEnv,
+    task: Task,
+    seed: int,
+    actions: Sequence[str],
+    *,
+    expected: Sequence[Observation] | None = None,
+) -> list[StepResult]:
+    """Play recorded actions again and, if given, compare every observation with the recorded one.
+
+    Args:
+        expected: First observation and one per action, in order.
+
+    Returns:
+        One result per action.
+
+    Raises:
+        ValueError: An observation differs, or ``expected`` does not have ``len(actions) + 1`` items.
+    """
+    if expected is not None and len(expected) != len(actions) + 1:
+        raise ValueError(f"expected must hold {len(actions) + 1} observations, got {len(expected)}")
+    results: list[StepResult] = []
+    seen = env.reset(task, seed)
+    for index in range(len(actions) + 1):
+        if expected is not None and seen != expected[index]:
+            raise ValueError(
+                f"{task.task_id}: replay differs at observation {index}: got {seen.text!r}, "
+                f"recorded {expected[index].text!r}"
+            )
+        if index < len(actions):
+            results.append(env.step(actions[index]))
+            seen = results[-1].observation
+    return results
+
+
+def _observation(state: EngineState) -> Observation:
+    return Observation(state.text, tuple(command for command in state.commands if command != "help"))
