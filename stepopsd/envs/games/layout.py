@@ -1,0 +1,121 @@
+"""Scene layouts: which receptacles a scene has. Fixed by (scene number, size), whatever the seed of a game."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+
+from stepopsd.envs.games.rooms import FULL_RECEPTACLES, PLACES, ROOMS, TINY_RECEPTACLES
+
+SIZES = ("tiny", "full")
+FIRST_SCENE = {"kitchen": 1, "living": 201, "bedroom": 301, "bathroom": 401}
+SCENES_PER_ROOM = 30
+#: scenes that the official training split does not use either, three per room type
+HELD_OUT = frozenset({9, 10, 29, 215, 219, 226, 308, 315, 325, 404, 424, 425})
+#: every room must offer a place for a desk lamp or something to put things on
+_NEEDS_ONE_OF = {
+    "kitchen": ("CounterTop",),
+    "living": ("SideTable", "CoffeeTable"),
+    "bedroom": ("Desk", "SideTable", "Dresser"),
+    "bathroom": ("CounterTop", "Cabinet", "Drawer", "Shelf"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Receptacle:
+    """One receptacle of a scene; ``name`` is what the engine calls it, e.g. ``sinkbasin 1``."""
+
+    kind: str
+    number: int
+    of: int
+    location: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind.lower()} {self.number}"
+
+
+def room_of(scene: int) -> str:
+    """Room type of a scene number.
+
+    Raises:
+        ValueError: if no room type has that number.
+    """
+    for room in ROOMS:
+        if FIRST_SCENE[room] <= scene < FIRST_SCENE[room] + SCENES_PER_ROOM:
+            return room
+    raise ValueError(f"scene must lie in 1-30, 201-230, 301-330 or 401-430, got {scene}")
+
+
+def scenes_of(room: str) -> range:
+    """All scene numbers of a room type."""
+    return range(FIRST_SCENE[room], FIRST_SCENE[room] + SCENES_PER_ROOM)
+
+
+def training_scenes() -> tuple[int, ...]:
+    """Scenes of the train and seen splits (108 of 120)."""
+    return tuple(scene for room in ROOMS for scene in scenes_of(room) if scene not in HELD_OUT)
+
+
+def held_out_scenes() -> tuple[int, ...]:
+    """Scenes of the unseen split (12 of 120); no training scene has the same set of receptacles."""
+    return tuple(sorted(HELD_OUT))
+
+
+def layout(scene: int, size: str) -> tuple[Receptacle, ...]:
+    """Receptacles of a scene.
+
+    Args:
+        scene: Scene number as in AI2-THOR (kitchens 1-30, living rooms 201-230, bedrooms 301-330,
+            bathrooms 401-430).
+        size: ``tiny`` or ``full``.
+
+    Returns:
+        The receptacles, each at a location of its own (location 0 is where the agent starts). Two scenes of a
+        room type never have the same receptacle counts.
+
+    Raises:
+        ValueError: unknown scene number or size.
+    """
+    if size not in SIZES:
+        raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
+    counts = _room_counts(room_of(scene), size)[scene]
+    out: list[Receptacle] = []
+    for kind, number in counts:
+        out += [Receptacle(kind, i + 1, number, len(out) + i + 1) for i in range(number)]
+    return tuple(out)
+
+
+@cache
+def _room_counts(room: str, size: str) -> dict[int, tuple[tuple[str, int], ...]]:
+    """Receptacle counts of every scene of a room type, all different."""
+    table = (TINY_RECEPTACLES if size == "tiny" else FULL_RECEPTACLES)[room]
+    used: set[tuple[tuple[str, int], ...]] = set()
+    scenes: dict[int, tuple[tuple[str, int], ...]] = {}
+    for scene in scenes_of(room):
+        rng = random.Random(f"layout/{size}/{scene}")
+        while True:
+            counts = _draw_counts(rng, table)
+            if counts not in used and _usable(room, dict(counts)):
+                break
+        used.add(counts)
+        scenes[scene] = counts
+    return scenes
+
+
+def _draw_counts(
+    rng: random.Random, table: dict[str, tuple[float, int, int]]
+) -> tuple[tuple[str, int], ...]:
+    drawn: Counter[str] = Counter()
+    for kind, (chance, fewest, most) in table.items():
+        if rng.random() < chance:
+            drawn[kind] = rng.randint(fewest, most)
+    return tuple((kind, number) for kind, number in drawn.items() if number)
+
+
+def _usable(room: str, counts: dict[str, int]) -> bool:
+    """Whether there is a surface that the tasks need, and at least three kinds of place to look into."""
+    searched = {where for shares in PLACES[room].values() for where in shares}
+    return any(kind in counts for kind in _NEEDS_ONE_OF[room]) and len(searched & set(counts)) >= 3
