@@ -1,0 +1,106 @@
+"""Which backend computes the row kernels, and why another one cannot."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from typing import Protocol, cast
+
+import torch
+
+_MODULES = {
+    "triton": "stepopsd.ops.triton.pair",
+    "cpu": "stepopsd.ops.native",
+    "torch": "stepopsd.ops.torch_backend",
+}
+BACKENDS = tuple(_MODULES)
+_PREFERENCE = {"cuda": ("triton", "torch"), "cpu": ("cpu", "torch")}
+
+
+class Backend(Protocol):
+    """What each backend module offers; rows outside ``active`` are not read and keep their advantage."""
+
+    def availability(self, device_type: str) -> str | None:
+        """None when tensors of this device type can be computed, else the reason why not."""
+
+    def pair_rows(
+        self,
+        student: torch.Tensor,
+        teacher: torch.Tensor,
+        ids: torch.Tensor,
+        advantages: torch.Tensor,
+        active: torch.Tensor,
+        *,
+        alpha_clip: float,
+        lambda_mix: float,
+        weight_fn: str,
+        temperature: float,
+        entropy: bool,
+    ) -> torch.Tensor:
+        """(B, R, V) logits to (7, B, R): shaped, weight, delta, log-probs and entropies of student and teacher."""
+
+    def epilogue_rows(
+        self,
+        student_logprobs: torch.Tensor,
+        teacher_logprobs: torch.Tensor,
+        advantages: torch.Tensor,
+        active: torch.Tensor,
+        *,
+        alpha_clip: float,
+        lambda_mix: float,
+        weight_fn: str,
+    ) -> torch.Tensor:
+        """(M,) log-probs to (3, M): shaped, weight, delta."""
+
+
+@functools.cache
+def _load(name: str) -> Backend | str:
+    try:
+        return cast(Backend, importlib.import_module(_MODULES[name]))
+    except ImportError as error:
+        return f"{_MODULES[name]} cannot be imported: {error}"
+
+
+def unavailable(name: str, device_type: str, dtype: torch.dtype = torch.float32) -> str | None:
+    """None when backend ``name`` computes tensors of this device type and dtype, else the reason why not."""
+    if dtype == torch.float64 and name != "torch":
+        return "float64 input is computed by the torch backend only"
+    module = _load(name)
+    return module if isinstance(module, str) else module.availability(device_type)
+
+
+def resolve(backend: str, device_type: str, dtype: torch.dtype = torch.float32) -> str:
+    """The name of the backend to use.
+
+    Args:
+        backend: ``auto`` or one of ``BACKENDS``. ``auto`` takes Triton on CUDA tensors, the native kernel on CPU
+            tensors, and torch where these are not available.
+        device_type: ``tensor.device.type``.
+        dtype: Dtype of the logits or log-probs.
+
+    Raises:
+        ValueError: Unknown name, or an explicitly named backend that is not available, with the reason.
+    """
+    if backend == "auto":
+        candidates = _PREFERENCE.get(device_type, ("torch",))
+        return next(name for name in candidates if unavailable(name, device_type, dtype) is None)
+    if backend not in _MODULES:
+        raise ValueError(f"backend must be one of auto, {', '.join(BACKENDS)}, got {backend!r}")
+    reason = unavailable(backend, device_type, dtype)
+    if reason is not None:
+        raise ValueError(f"backend {backend!r} is not available for {dtype} tensors on {device_type}: {reason}")
+    return backend
+
+
+def load(name: str) -> Backend:
+    """The backend's module; ``name`` comes from ``resolve``."""
+    module = _load(name)
+    if isinstance(module, str):
+        raise ValueError(f"backend {name!r} is not available: {module}")
+    return module
+
+
+def explain(device: torch.device | str) -> dict[str, str]:
+    """Backend name -> "available" or the reason why it cannot compute tensors on ``device``."""
+    device_type = torch.device(device).type
+    return {name: unavailable(name, device_type) or "available" for name in BACKENDS}

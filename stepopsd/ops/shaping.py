@@ -1,0 +1,144 @@
+"""shape_advantages(): from two logits tensors (or two log-prob tensors) to shaped advantages in one call."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stepopsd.ops import checks, registry
+from stepopsd.ops.results import ShapedAdvantages, ShapingStats
+from stepopsd.ops.statistics import shaping_statistics
+
+__all__ = ["ShapedAdvantages", "ShapingStats", "shape_advantages"]
+
+
+@torch.no_grad()
+def shape_advantages(
+    student_logits: Tensor | None,
+    teacher_logits: Tensor | None,
+    token_ids: Tensor | None,
+    advantages: Tensor,
+    step_ids: Tensor | None = None,
+    *,
+    trajectory_ids: Tensor | None = None,
+    student_logprobs: Tensor | None = None,
+    teacher_logprobs: Tensor | None = None,
+    alpha_clip: float = 0.2,
+    lambda_mix: float = 0.2,
+    weight_fn: str = "sigmoid",
+    step_norm: str = "equal_step_mean_abs",
+    temperature: float = 1.0,
+    entropy: bool = False,
+    backend: str = "auto",
+) -> ShapedAdvantages:
+    """Reweight token advantages by how much more the teacher likes each sampled token than the student does.
+
+    At tokens of steps: Δ = log p_T - log p_S; w = clip(2σ(sign(A)·Δ), 1-α, 1+α); Ã = A·(1 + λ(w-1)). Then, per
+    trajectory with at least two live steps, Ã ← c_k·Ã in step k with m_k = mean|Ã| over the step and
+    c_k = clamp(mean_k m_k / (m_k + 1e-6), 1/2, 2).
+
+    Args:
+        student_logits, teacher_logits: (..., V) bf16, fp16, fp32 or fp64, of one shape and dtype; any leading shape
+            and row stride, V contiguous. Logits at position t must be those that predict ``token_ids`` at t.
+        token_ids: (...) int64 or int32 in [0, V).
+        advantages: (...) float32 (float64 is allowed beside float64 logits).
+        step_ids: (...) int; a step is a (trajectory, step id) pair and may be spread over rows. Negative: in no step.
+            None: every token counts as one of a step, and there is no step budget.
+        trajectory_ids: (...) int, or (N,) one per leading row. Needed for the step budget.
+        student_logprobs, teacher_logprobs: (...) float, ready log-probs of the tokens, instead of the logits and ids
+            (pass None for those three).
+        alpha_clip: α in (0, 1], half-width of the weight's range.
+        lambda_mix: λ in [0, 1]. 0 returns the advantages bit for bit; the statistics are still computed.
+        weight_fn: ``sigmoid`` for 2σ(sign(A)·Δ) or ``exp`` for exp(sign(A)·Δ).
+        step_norm: ``equal_step_mean_abs``; ``equal_step_ratio`` takes m_k of |Ã/A| (1 where A is 0), so that rows
+            whose advantages differ by a penalty keep their difference; ``none``. Skipped at λ = 0.
+        temperature: Logits are divided by it first; > 0.
+        entropy: Also return the entropies of both rows, in nats.
+        backend: ``auto`` (Triton on CUDA, native on CPU, else torch), ``triton``, ``cpu`` or ``torch``.
+
+    Returns:
+        ``ShapedAdvantages``; float32 (float64 for float64 logits), detached.
+
+    Raises:
+        ValueError: A shape, device, stride or option out of what is allowed; step ids without trajectory ids where
+            the budget needs them; a named backend that is not available, with the reason.
+        TypeError: A dtype that is not allowed.
+        IndexError: An id outside [0, V) in a step, on CPU.
+
+    Tokens outside steps: logits, ids and log-probs are not read; A is kept bit for bit, w = 1, Δ = 0, log-probs and
+    entropies 0. A = 0 stays 0 and the sign never changes. A row with a NaN or +inf logit, a row of -inf only, an id
+    outside [0, V) on a GPU, and a token that is impossible (-inf) for both models give NaN in that row alone; the
+    step means leave such tokens out. A token impossible for one model gives Δ = ±inf and a weight at the edge.
+
+    Example:
+        >>> logits = torch.randn(2, 3, 11)
+        >>> ids, adv = torch.randint(11, (2, 3)), torch.ones(2, 3)
+        >>> shape_advantages(logits, logits, ids, adv).weights.unique().tolist()
+        [1.0]
+
+    Source: StepOPSD, arXiv 2605.27140; ``exp`` is RLSD's weight, arXiv 2604.03128.
+    """
+    checks.options(alpha_clip, lambda_mix, weight_fn, step_norm, temperature)
+    student, teacher, ids = checks.forms(
+        student_logits, teacher_logits, token_ids, student_logprobs, teacher_logprobs
+    )
+    dtype = checks.logprobs(student, teacher) if ids is None else checks.logits(student, teacher)
+    lead = student.shape if ids is None else student.shape[:-1]
+    student, teacher = student.detach(), teacher.detach()
+    checks.advantages(advantages, lead, student.device, dtype)
+    advantages = advantages.detach().to(dtype)
+    active = _active(step_ids, lead, student.device)
+    budget = step_ids is not None and step_norm != "none" and lambda_mix > 0
+    keys = _step_keys(step_ids, trajectory_ids, lead, student.device, step_norm if budget else "none")
+
+    entropies = None
+    if ids is None:
+        checks.logprob_options(temperature, entropy)
+        s_logp, t_logp = (x.to(dtype).where(active, 0) for x in (student, teacher))
+        shaped, weights, delta = registry.epilogue_rows(
+            s_logp, t_logp, advantages, active, alpha_clip, lambda_mix, weight_fn, backend
+        ).unbind(0)
+    else:
+        checks.token_ids(ids, lead, student.device)
+        options = (alpha_clip, lambda_mix, weight_fn, temperature, entropy, backend)
+        packed = registry.pair_rows(student, teacher, ids, advantages, active, *options)
+        shaped, weights, delta, s_logp, t_logp = packed[:5].unbind(0)
+        entropies = (packed[5], packed[6]) if entropy else None
+
+    scale, factors = torch.ones_like(shaped), None
+    if keys is not None:
+        values = shaped if step_norm == "equal_step_mean_abs" else 1 + lambda_mix * (weights - 1)
+        flat, factors = registry.step_scales(values.reshape(-1), *keys)
+        scale = flat.view(lead)
+        shaped = torch.where(active, shaped * scale, shaped)
+    if lambda_mix == 0:
+        shaped = advantages.clone()  # also where w is NaN: at λ = 0 the op only observes
+    stats = shaping_statistics(delta, weights, active, alpha_clip, factors)
+    return ShapedAdvantages(shaped, weights, delta, s_logp, t_logp, entropies, scale, stats)
+
+
+def _active(step_ids: Tensor | None, lead: torch.Size, device: torch.device) -> Tensor:
+    if step_ids is None:
+        return torch.ones(lead, dtype=torch.bool, device=device)
+    checks.integers("step_ids", step_ids)
+    checks.rows("step_ids", step_ids, lead, device)
+    return step_ids >= 0
+
+
+def _step_keys(
+    step_ids: Tensor | None,
+    trajectory_ids: Tensor | None,
+    lead: torch.Size,
+    device: torch.device,
+    step_norm: str,
+) -> tuple[Tensor, Tensor] | None:
+    """Flat step and trajectory ids for the budget, or None when ``step_norm`` is "none"."""
+    trajectories = None if trajectory_ids is None else checks.trajectories(trajectory_ids, lead, device)
+    if step_norm == "none" or step_ids is None:
+        return None
+    if trajectories is None:
+        raise ValueError(
+            f"trajectory_ids must be given with step_ids when step_norm is {step_norm!r} (they say which rows form a "
+            "trajectory), got None; pass them or step_norm='none'"
+        )
+    return step_ids.reshape(-1), trajectories.reshape(-1)
