@@ -26,6 +26,17 @@ constexpr Half minus_infinity(Half) { return {0xfc00}; }
 constexpr Bfloat minus_infinity(Bfloat) { return {0xff80}; }
 constexpr float minus_infinity(float) { return -__builtin_inff(); }
 
+// 2^f for f in [0, 1], by Estrin's scheme: one multiplication more than Horner's, half its latency.
+template <class Simd>
+inline typename Simd::Vec power_of_fraction(typename Simd::Vec f) {
+  using namespace exp2_poly;
+  const auto f2 = Simd::mul(f, f);
+  const auto low = Simd::fma(Simd::splat(c1), f, Simd::splat(c0));
+  const auto middle = Simd::fma(Simd::splat(c3), f, Simd::splat(c2));
+  const auto high = Simd::fma(Simd::splat(c5), f, Simd::splat(c4));
+  return Simd::fma(Simd::fma(high, f2, middle), f2, low);
+}
+
 template <class Simd>
 struct BlockSums {
   typename Simd::Vec sum = Simd::splat(0), weighted = Simd::splat(0);

@@ -33,14 +33,8 @@ struct Avx2 {
     x = _mm256_min_ps(splat(128.0f), _mm256_max_ps(splat(-127.0f), x));
     const Vec whole = _mm256_floor_ps(x);
     const Vec f = sub(x, whole);
-    Vec p = splat(exp2_poly::c5);
-    p = fma(p, f, splat(exp2_poly::c4));
-    p = fma(p, f, splat(exp2_poly::c3));
-    p = fma(p, f, splat(exp2_poly::c2));
-    p = fma(p, f, splat(exp2_poly::c1));
-    p = fma(p, f, splat(exp2_poly::c0));
     const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127));
-    return mul(p, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+    return mul(power_of_fraction<Avx2>(f), _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
   }
 
   static void load_pair(const float* p, Vec& a, Vec& b) {

@@ -1,4 +1,4 @@
-// AVX-512 (F, BW, DQ, VL). exp2 is one VREDUCEPS, five FMAs and one VSCALEFPS; -inf and NaN need no extra care.
+// AVX-512 (F, BW, DQ, VL). exp2 is VREDUCEPS, the polynomial and VSCALEFPS; -inf and NaN need no extra care.
 #include <immintrin.h>
 
 #include "rows.h"
@@ -21,13 +21,7 @@ struct Avx512 {
 
   static Vec exp2(Vec x) {
     const Vec f = _mm512_reduce_ps(x, 0x01);  // x - floor(x); scalef floors the same way
-    Vec p = _mm512_set1_ps(exp2_poly::c5);
-    p = fma(p, f, splat(exp2_poly::c4));
-    p = fma(p, f, splat(exp2_poly::c3));
-    p = fma(p, f, splat(exp2_poly::c2));
-    p = fma(p, f, splat(exp2_poly::c1));
-    p = fma(p, f, splat(exp2_poly::c0));
-    return _mm512_scalef_ps(p, x);
+    return _mm512_scalef_ps(power_of_fraction<Avx512>(f), x);
   }
 
   static void load_pair(const float* p, Vec& a, Vec& b) {

@@ -23,23 +23,17 @@ struct Portable {
   }
 
   static Vec exp2(Vec x) {
-    // The ends of the exponent field: -127 makes the scale 0, 128 makes it infinity. NaN passes both limits.
-    const Vec low = splat(-127.0f), high = splat(128.0f);
+    // The ends of the exponent field: below -126.5 rounds to -127, scale 0, and 128 is infinity. NaN passes both.
+    const Vec low = splat(-126.75f), high = splat(128.0f);
     x = pick(x < low, low, x);
     x = pick(x > high, high, x);
     // Adding 1.5 * 2^23 leaves round(x - 1/2) in the low bits: no conversion, so NaN is no undefined behaviour.
     const Vec magic = splat(12582912.0f);
     const Vec shifted = (x - splat(0.5f)) + magic;
     const Vec f = x - (shifted - magic);
-    Vec p = splat(exp2_poly::c5);
-    p = fma(p, f, splat(exp2_poly::c4));
-    p = fma(p, f, splat(exp2_poly::c3));
-    p = fma(p, f, splat(exp2_poly::c2));
-    p = fma(p, f, splat(exp2_poly::c1));
-    p = fma(p, f, splat(exp2_poly::c0));
     using Unsigned = uint32_t __attribute__((vector_size(16)));
     const Unsigned exponent = reinterpret_cast<Unsigned>(shifted) + 127;
-    return p * reinterpret_cast<Vec>(exponent << 23);
+    return power_of_fraction<Portable>(f) * reinterpret_cast<Vec>(exponent << 23);
   }
 
   static void load_pair(const float* p, Vec& a, Vec& b) {

@@ -1,7 +1,7 @@
 // 2^f on [0, 1] as a polynomial; each instruction set supplies the range reduction around it.
 //
 // Minimax in the relative error with c0 fixed to 1, so that 2^0 is exactly 1. The polynomial alone is within 8.3e-8;
-// evaluated in fp32 by Horner steps it is within 1.5e-7 with FMA and 2.5e-7 without.
+// 2^x evaluated in fp32 is within 2.2e-7 on every instruction set (every seventh float in [-126, 16] was tried).
 #pragma once
 
 namespace stepopsd::exp2_poly {
