@@ -251,7 +251,7 @@ class EvalConfig:
 
     Attributes:
         every: Updates between evaluations; 0 only before the first and after the last.
-        games: Games per panel (the first ones of the sorted split); 0 plays all.
+        games: Games per panel, spread evenly over the sorted split; 0 plays all.
         samples: Episodes per game.
         temperature: Sampling temperature; 0 is greedy.
         seed: Base seed of evaluation episodes, fixed for a run.

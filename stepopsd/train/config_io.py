@@ -80,11 +80,13 @@ def _number(text: str, path: str) -> float:
 
 def to_tree(config: Any) -> dict[str, Any]:
     """The configuration as plain YAML values."""
-    return {
-        f.name: to_tree(value) if dataclasses.is_dataclass(value) else list(value) if isinstance(value, tuple) else value
-        for f in dataclasses.fields(config)
-        for value in [getattr(config, f.name)]
-    }
+    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_tree(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def dump_config(config: RunConfig) -> str:

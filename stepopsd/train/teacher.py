@@ -103,7 +103,7 @@ class Teacher:
         was_training = model.training
         model.eval()
         lengths = torch.tensor([len(c.ids) for c in contexts], dtype=torch.int64)
-        for picked, width in microbatches(lengths, self.max_tokens):
+        for picked, _ in microbatches(lengths, self.max_tokens):
             part = [contexts[i] for i in picked.tolist()]
             ids, positions, mask = collate_contexts(part, self.scorer.pad_id, model.dtype)
             # Reads ascend inside a context, so this list has the row-major order in which logits_at answers.

@@ -1,0 +1,298 @@
+"""The update loop: play groups, assign credit, take one policy step, keep evidence."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stepopsd.credit import CreditInputs, CreditResult, create
+from stepopsd.credit.grpo import group_normalize
+from stepopsd.rollout.records import Batch, Row, Trajectory
+from stepopsd.rollout.rows import build_rows, collate
+from stepopsd.train.checkpoint import TrainState, checkpoints, load_checkpoint, save_checkpoint
+from stepopsd.train.config import RunConfig
+from stepopsd.train.config_io import dump_config, to_tree
+from stepopsd.train.episodes import Episodes
+from stepopsd.train.evaluation import episode_records, panel, success_by_kind
+from stepopsd.train.metrics import JsonLines
+from stepopsd.train.policy import load_policy
+from stepopsd.train.progress import Progress
+from stepopsd.train.provenance import provenance
+from stepopsd.train.step import PolicyStep
+from stepopsd.train.tasks import episode_seed, tasks_of_update
+from stepopsd.train.teacher import Teacher, TeacherScores
+from stepopsd.train.transcripts import choose_transcripts, transcript
+
+
+class Trainer:
+    """One run. Everything it needs is checked before the model is loaded; everything it learns is in ``run_dir``.
+
+    Example:
+        >>> Trainer(load_config("configs/alfworld_stepopsd.yaml")).run()  # doctest: +SKIP
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        from accelerate import Accelerator
+
+        self.config = config
+        self.run_dir = Path(config.run_dir)
+        self.tasks = Episodes.tasks(config.env, config.env.train_split)
+        self.panels = {s: panel(Episodes.tasks(config.env, s), config.eval.games) for s in config.env.eval_splits}
+        self.accelerator = Accelerator(cpu=_wants_cpu(config.device))
+        torch.manual_seed(config.seed)
+        self.policy = load_policy(config.model, self.accelerator.device)
+        self.policy.model.eval()
+        self.episodes = Episodes(config, self.policy)
+        self.method = create(config.credit.name, to_tree(config.credit))
+        self.teacher = self._make_teacher()
+        self.reference = self.policy.frozen_copy() if config.loss.kl_coef > 0 else None
+        self.optimizer = torch.optim.AdamW(
+            self.policy.model.parameters(),
+            lr=config.optim.lr, betas=config.optim.betas, weight_decay=config.optim.weight_decay,
+        )
+        self.step = PolicyStep(self.policy, self.optimizer, self.accelerator, config)
+        self.metrics = JsonLines(self.run_dir / "metrics.jsonl")
+        self.evaluations = JsonLines(self.run_dir / "evaluations.jsonl")
+        self.transcripts = JsonLines(self.run_dir / "transcripts.jsonl")
+
+    def run(self) -> Path:
+        """Train to ``optim.updates`` and return the run directory; continues from the newest checkpoint."""
+        self._open_run_dir()
+        done = self._resume()
+        progress = Progress(self.config, done)
+        clean = True
+        try:
+            if done == 0:
+                self._evaluate(0, progress)
+            while done < self.config.optim.updates:
+                clean = False
+                record = self._update(done + 1)
+                done, clean = done + 1, True
+                progress.update(record)
+                if self._due(done, self.config.eval.every):
+                    self._evaluate(done, progress)
+                if self._due(done, self.config.checkpoint_every):
+                    self._save(done)
+        except KeyboardInterrupt:
+            progress.note(self._interrupted(done, clean))
+            raise
+        finally:
+            progress.close()
+            self.episodes.close()
+        return self.run_dir
+
+    def evaluate_only(self) -> dict[str, dict[str, tuple[int, int]]]:
+        """Play the panels once; panel -> task type -> (won, played)."""
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        progress = Progress(self.config, 0)
+        try:
+            return self._evaluate(0, progress)
+        finally:
+            progress.close()
+            self.episodes.close()
+
+    # one update
+
+    def _update(self, update: int) -> dict[str, Any]:
+        started = time.perf_counter()
+        trajectories, failed = self._play(update)
+        played = time.perf_counter()
+        rows = build_rows(trajectories, span=self.config.credit.span)
+        batch = collate(
+            rows, trajectories, pad_id=self.policy.pad_id,
+            reward_scale=self.config.loss.reward_scale, invalid_action_penalty=self.config.loss.invalid_action_penalty,
+        ).to(self.policy.device)
+        plain = self._scalar_advantages(batch, update)
+        gap = self._refresh_old_logprobs(batch, plain)
+        scored = time.perf_counter()
+        result, teacher = self._assign(update, batch, plain, rows, trajectories)
+        batch = replace(batch, advantages=result.advantages)
+        shaped = time.perf_counter()
+        losses = self.step.run(batch, self._reference_logprobs(batch), update)
+        if self.teacher is not None:
+            self.teacher.refresh(self.policy, update)
+        ended = time.perf_counter()
+        if self._due(update, self.config.transcripts_every):
+            self._store_transcripts(update, trajectories, rows, plain, batch, result)
+        old_gap = losses.pop("old_gap_max")
+        record = {
+            "update": update,
+            "seconds": ended - started,
+            "rollout_seconds": played - started,
+            "teacher_seconds": shaped - scored,
+            "train_seconds": ended - shaped + scored - played,
+            "sampler_gap_max": old_gap if gap is None else gap,
+            "env_failures": failed,
+            **_rollout_metrics(trajectories, batch, plain),
+            **losses,
+            **result.metrics,
+            "tokens/student": int(batch.attention_mask.sum()),
+            "tokens/teacher": teacher.tokens if teacher else 0,
+            "teacher/with_peer": teacher.with_peer if teacher else 0,
+            "teacher/cut_blocks": teacher.cut_blocks if teacher else 0,
+        }
+        self.metrics.append(record)
+        return record
+
+    def _play(self, update: int) -> tuple[list[Trajectory], int]:
+        groups = self.config.rollout.groups
+        tasks = tasks_of_update(self.tasks, update, groups, self.config.seed)
+        seeds = [episode_seed(self.config.seed, update, g) for g in range(groups)]
+        played = self.episodes.play(
+            tasks, seeds, self.config.rollout.group_size, temperature=self.config.rollout.temperature
+        )
+        usable = [t for t in played if t.turns and t.status not in ("env_error", "time_limit")]
+        if not usable:
+            raise RuntimeError(f"every episode of update {update} failed in the environment; first: {played[0].status}")
+        return usable, len(played) - len(usable)
+
+    def _scalar_advantages(self, batch: Batch, update: int) -> Tensor:
+        credit = self.config.credit
+        plain = group_normalize(
+            batch.rewards, batch.group_ids, batch.trajectory_ids,
+            statistics=credit.statistics, divide_by_std=credit.divide_by_std,
+        )
+        if credit.control == "shuffled_advantages":
+            generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + update)
+            plain = plain[torch.randperm(plain.numel(), generator=generator).to(plain.device)]
+        return plain
+
+    def _refresh_old_logprobs(self, batch: Batch, plain: Tensor) -> float | None:
+        """Recompute old log-probs where they are needed; returns the largest gap to the sampler's."""
+        if self.config.optim.old_logprobs == "sampled":
+            return None
+        needed = self._matters(plain)[:, None] & batch.response_mask
+        fresh = self.policy.score(
+            batch.input_ids, batch.attention_mask, needed,
+            temperature=self.config.rollout.temperature, max_tokens=self.config.optim.microbatch_tokens,
+        )
+        gap = (fresh - batch.old_logprobs)[needed].abs()
+        batch.old_logprobs[needed] = fresh[needed]
+        return float(gap.max()) if gap.numel() else 0.0
+
+    def _matters(self, plain: Tensor) -> Tensor:
+        every_row = self.config.loss.kl_coef > 0 or self.config.loss.entropy_coef > 0
+        return torch.ones_like(plain, dtype=torch.bool) if every_row else plain != 0
+
+    def _assign(
+        self, update: int, batch: Batch, plain: Tensor, rows: list[Row], trajectories: list[Trajectory]
+    ) -> tuple[CreditResult, TeacherScores | None]:
+        scores = None
+        if self.teacher is not None and self.method.wants_teacher(update):
+            # sign(0) = 0: the teacher cannot change a row whose advantage is 0, so it is not asked.
+            scores = self.teacher.score(rows, trajectories, (plain != 0).cpu(), batch.input_ids.shape[1])
+        inputs = CreditInputs(
+            advantages=plain,
+            response_mask=batch.response_mask,
+            step_ids=batch.step_ids,
+            trajectory_ids=batch.trajectory_ids,
+            old_logprobs=batch.old_logprobs,
+            teacher_logprobs=None if scores is None else scores.logprobs.to(plain.device),
+            update=update,
+        )
+        return self.method.assign(inputs), scores
+
+    def _reference_logprobs(self, batch: Batch) -> Tensor | None:
+        if self.reference is None:
+            return None
+        return self.reference.score(
+            batch.input_ids, batch.attention_mask, batch.response_mask,
+            temperature=self.config.rollout.temperature, max_tokens=self.config.optim.microbatch_tokens,
+        )
+
+    # evidence
+
+    def _evaluate(self, update: int, progress: Progress) -> dict[str, dict[str, tuple[int, int]]]:
+        options, results = self.config.eval, {}
+        for name, tasks in self.panels.items():
+            seeds = [options.seed + i for i in range(len(tasks))]
+            played = self.episodes.play(tasks, seeds, options.samples, temperature=options.temperature)
+            records = episode_records(played, name, update)
+            for record in records:
+                self.evaluations.append(record)
+            results[name] = success_by_kind(records)
+            progress.evaluation(update, name, results[name])
+        return results
+
+    def _store_transcripts(
+        self, update: int, trajectories: list[Trajectory], rows: list[Row], plain: Tensor, batch: Batch,
+        result: CreditResult,
+    ) -> None:
+        for index in choose_transcripts(trajectories, self.config.transcripts):
+            record = transcript(index, trajectories, rows, plain, batch, result.tokens, self.policy)
+            self.transcripts.append({"update": update, **record})
+
+    # the run directory
+
+    def _make_teacher(self) -> Teacher | None:
+        if self.config.credit.name == "grpo":
+            return None
+        return Teacher(
+            self.policy, self.config.credit,
+            temperature=self.config.rollout.temperature, max_tokens=self.config.optim.microbatch_tokens,
+        )
+
+    def _open_run_dir(self) -> None:
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        if not self.config.resume and (self.metrics.path.exists() or checkpoints(self.run_dir)):
+            raise ValueError(f"run_dir {self.run_dir} already holds a run and resume is false; choose another folder")
+        (self.run_dir / "config.yaml").write_text(dump_config(self.config))
+        facts = provenance(self.policy.device)
+        (self.run_dir / "environment.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+    def _resume(self) -> int:
+        saved = checkpoints(self.run_dir)
+        done = load_checkpoint(saved[-1], self._state()) if saved else 0
+        for log in (self.metrics, self.evaluations, self.transcripts):
+            # Without a checkpoint the run starts over, the evaluation before the first update included.
+            log.cut_after(done if saved else -1)
+        return done
+
+    def _state(self) -> TrainState:
+        stale = self.teacher.scorer if self.teacher and self.config.credit.teacher == "stale" else None
+        return TrainState(self.policy, stale, self.reference, self.optimizer)
+
+    def _save(self, update: int) -> None:
+        save_checkpoint(self.run_dir, update, self._state(), keep=self.config.keep_checkpoints)
+
+    def _interrupted(self, done: int, clean: bool) -> str:
+        if clean and done:
+            self._save(done)
+        saved = checkpoints(self.run_dir)
+        where = f"after {saved[-1].name}" if saved else "from the start"
+        return f"interrupted; the same command continues {where}"
+
+    def _due(self, update: int, every: int) -> bool:
+        return update == self.config.optim.updates or (every > 0 and update % every == 0)
+
+
+def _wants_cpu(device: str) -> bool:
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device must be one of auto, cpu, cuda, got {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is cuda but torch sees no CUDA device; use auto or cpu")
+    return device == "cpu" or not torch.cuda.is_available()
+
+
+def _rollout_metrics(trajectories: list[Trajectory], batch: Batch, plain: Tensor) -> dict[str, Any]:
+    turns = sum(len(t.turns) for t in trajectories)
+    groups = torch.unique(batch.group_ids)
+    mixed = [g for g in groups if batch.success[batch.group_ids == g].float().std(unbiased=False) > 0]
+    responses = batch.response_mask
+    return {
+        "success": sum(t.success for t in trajectories) / len(trajectories),
+        "reward_mean": sum(t.reward for t in trajectories) / len(trajectories),
+        "turns_mean": turns / len(trajectories),
+        "invalid_share": sum(t.invalid_turns for t in trajectories) / max(1, turns),
+        "context_limit_share": sum(t.status == "context_limit" for t in trajectories) / len(trajectories),
+        "mixed_groups": len(mixed) / groups.numel(),
+        "advantage/std": plain.std(unbiased=False),
+        "shaped/std": batch.advantages[responses].std(unbiased=False),
+        "tokens/generated": int(responses.sum()),
+    }
