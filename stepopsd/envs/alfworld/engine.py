@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from stepopsd.envs.alfworld import memo
@@ -33,19 +34,19 @@ class Engine:
     """
 
     def __init__(self, *, memoise: bool = True) -> None:
-        self._env: Any = None
-        self._library: Any = None
-        textworld, pddl_env, demangler = _import_engine(memoise)
-        interpreter = pddl_env(textworld.EnvInfos(won=True, admissible_commands=True))
-        self._library = interpreter.downward_lib
-        self._env = demangler(interpreter, shuffle=False)
+        self._idle = _idle_interpreters(memoise)
+        self._env: Any = self._idle.pop() if self._idle else _new_interpreter(memoise)
+        self._loaded: dict[str, Any] | None = None
 
     def start(self, path: str) -> EngineState:
         """Load a game file and begin; raises FileNotFoundError or ValueError for a missing or broken file."""
         game = read_game(path)
         try:
             with _translator_side_effects_undone():
-                self._env.load(game)
+                if game is not self._loaded:
+                    self._loaded = None
+                    self._env.load(game)
+                    self._loaded = game
                 state = self._env.reset()
         # Fast Downward's translator leaves by SystemExit, TextWorld and its parsers by many other exceptions.
         except (Exception, SystemExit) as error:
@@ -63,17 +64,23 @@ class Engine:
             return list(self._env.unwrapped._pddl_state.replan(self._env._entity_infos))
 
     def close(self) -> None:
-        """Unload the planner library; further calls fail."""
-        if self._library is not None:
-            memo.unload(self._library)
-        self._env = self._library = None
+        """Hand the interpreter back for later engines; further calls fail."""
+        if self._env is not None:
+            self._idle.append(self._env)
+        self._env = self._loaded = None
 
 
 def _report(state: Any) -> EngineState:
     return EngineState(str(state.feedback), tuple(state["admissible_commands"]), bool(state["won"]))
 
 
-def _import_engine(memoise: bool) -> tuple[Any, type, type]:
+@cache
+def _idle_interpreters(memoise: bool) -> list[Any]:
+    """Interpreters of closed engines. Copies of Fast Downward share a registry, so unloading one is not safe."""
+    return []
+
+
+def _new_interpreter(memoise: bool) -> Any:
     try:
         with _environment_restored():
             import textworld
@@ -83,7 +90,8 @@ def _import_engine(memoise: bool) -> tuple[Any, type, type]:
         raise ImportError(
             f"the ALFWorld text engine needs the 'alfworld' extra: pip install 'stepopsd[alfworld]' ({error})"
         ) from error
-    return textworld, memo.memoised_pddl_env() if memoise and memo.supported() else PddlEnv, AlfredDemangler
+    pddl_env = memo.memoised_pddl_env() if memoise and memo.supported() else PddlEnv
+    return AlfredDemangler(pddl_env(textworld.EnvInfos(won=True, admissible_commands=True)), shuffle=False)
 
 
 @contextmanager
