@@ -1,0 +1,186 @@
+"""Intervals against published values, exact cases and their own coverage."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from stepopsd.experiments.statistics import (
+    Interval,
+    paired_difference,
+    student_quantile,
+    success_by_kind,
+    success_interval,
+    success_matrix,
+    verdict,
+    wilson_interval,
+)
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [(107, 128, 0.76218, 0.89012), (0, 10, 0.0, 0.27753), (10, 10, 0.72247, 1.0), (1, 2, 0.09453, 0.90547)],
+)
+def test_wilson_gives_known_limits(successes, trials, low, high):
+    interval = wilson_interval(successes, trials)
+    assert (interval.low, interval.high) == pytest.approx((low, high), abs=1e-5)
+    assert interval.estimate == successes / trials
+    assert interval.n == trials
+
+
+def test_wilson_covers_the_rate_about_as_often_as_promised():
+    rate, trials = 0.3, 40
+    covered = sum(
+        math.comb(trials, k) * rate**k * (1 - rate) ** (trials - k)
+        for k in range(trials + 1)
+        if wilson_interval(k, trials).contains(rate)
+    )
+    assert 0.93 < covered < 0.97
+
+
+def test_wilson_of_no_trials_knows_nothing():
+    interval = wilson_interval(0, 0)
+    assert math.isnan(interval.estimate)
+    assert (interval.low, interval.high) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(-1, 5), (6, 5), (0, -1)])
+def test_impossible_counts_are_refused(successes, trials):
+    with pytest.raises(ValueError, match="successes must lie in"):
+        wilson_interval(successes, trials)
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0, 95])
+def test_confidence_outside_its_range_is_refused(confidence):
+    with pytest.raises(ValueError, match=r"confidence must lie in \(0, 1\), got"):
+        wilson_interval(1, 2, confidence=confidence)
+
+
+@pytest.mark.parametrize(
+    ("freedom", "confidence", "quantile"),
+    [(1, 0.95, 12.7062), (2, 0.95, 4.3027), (3, 0.95, 3.1824), (4, 0.99, 4.6041), (9, 0.95, 2.2622), (30, 0.9, 1.6973)],
+)
+def test_student_quantile_equals_the_tables(freedom, confidence, quantile):
+    assert student_quantile(freedom, confidence) == pytest.approx(quantile, abs=1e-4)
+
+
+def test_one_or_two_seeds_get_the_wilson_band_of_their_episodes():
+    first, second = [True] * 6 + [False] * 4, [True] * 2 + [False] * 8
+    assert success_interval([first]) == wilson_interval(6, 10)
+    assert success_interval([first, second]) == wilson_interval(8, 20)
+
+
+def test_three_seeds_get_the_student_band_over_seeds():
+    runs = [[True] * k + [False] * (100 - k) for k in (20, 50, 80)]
+    interval = success_interval(runs)
+    half = 4.3027 * 0.3 / math.sqrt(3)
+    assert interval.estimate == pytest.approx(0.5)
+    assert interval.low == pytest.approx(max(0.0, 0.5 - half), abs=1e-4)
+    assert interval.high == pytest.approx(min(1.0, 0.5 + half), abs=1e-4)
+
+
+def test_seeds_that_agree_do_not_fake_certainty():
+    runs = [[True] * 5 + [False] * 5] * 4
+    assert success_interval(runs) == wilson_interval(20, 40)
+
+
+def test_rates_by_kind_count_each_kind_over_all_runs():
+    kinds = [["heat", "cool", "heat"], ["heat", "cool", "cool"]]
+    outcomes = [[True, False, True], [False, False, True]]
+    table = success_by_kind(kinds, outcomes)
+    assert list(table) == ["cool", "heat"]
+    assert (table["heat"].n, table["heat"].estimate) == (3, pytest.approx(0.5))
+    assert (table["cool"].n, table["cool"].estimate) == (3, pytest.approx(0.25))
+
+
+def test_kinds_and_outcomes_of_unequal_length_are_refused():
+    with pytest.raises(ValueError, match="equal lengths per run"):
+        success_by_kind([["heat"]], [[True, False]])
+
+
+def test_success_matrix_averages_samples_and_names_a_missing_game():
+    run = {"a": [True, False], "b": [True, True]}
+    assert success_matrix([run], ["b", "a"]).tolist() == [[1.0, 0.5]]
+    with pytest.raises(ValueError, match=r"run 0 has no episode of 1 of the games, e\.g\. 'c'"):
+        success_matrix([run], ["a", "c"])
+
+
+def test_pairing_removes_what_games_do_to_both_methods():
+    random = np.random.default_rng(0)
+    hard = (random.random((1, 200)) < 0.5).astype(float)
+    better = np.maximum(hard, (np.arange(200) % 10 == 0).astype(float)[None])
+    paired = paired_difference(hard, better)
+    shuffled = paired_difference(hard, better[:, random.permutation(200)])
+    assert not paired.contains(0.0)
+    assert shuffled.contains(0.0)
+    assert paired.estimate == shuffled.estimate
+    assert paired.half_width < shuffled.half_width / 2
+
+
+def test_seeds_that_disagree_widen_the_difference():
+    baseline = np.zeros((3, 50))
+    agree = np.tile((np.arange(50) % 2 == 0).astype(float), (3, 1))
+    disagree = np.stack([np.zeros(50), agree[0], np.ones(50)])
+    narrow, wide = paired_difference(baseline, agree), paired_difference(baseline, disagree)
+    assert narrow.estimate == wide.estimate == 0.5
+    assert wide.half_width > 2 * narrow.half_width
+
+
+def test_bootstrap_over_games_equals_the_normal_interval_for_many_games():
+    random = np.random.default_rng(3)
+    baseline, candidate = (random.random((2, 1, 1000)) < 0.5).astype(float)
+    interval = paired_difference(baseline, candidate)
+    half = 1.96 * (candidate - baseline).std() / math.sqrt(1000)
+    assert interval.half_width == pytest.approx(half, rel=0.05)
+
+
+def test_equal_seeds_give_equal_limits():
+    random = np.random.default_rng(1)
+    baseline, candidate = random.random((2, 2, 30))
+    assert paired_difference(baseline, candidate) == paired_difference(baseline, candidate)
+
+
+def test_no_games_in_common_gives_nan():
+    assert math.isnan(paired_difference(np.zeros((1, 0)), np.zeros((1, 0))).estimate)
+
+
+@pytest.mark.parametrize(
+    ("baseline", "candidate", "message"),
+    [
+        (np.zeros((1, 3)), np.zeros((1, 4)), "must both be"),
+        (np.zeros(3), np.zeros(3), "must both be"),
+        (np.zeros((1, 2)), np.array([[0.0, np.nan]]), "must be finite"),
+    ],
+)
+def test_unpairable_results_are_refused(baseline, candidate, message):
+    with pytest.raises(ValueError, match=message):
+        paired_difference(baseline, candidate)
+
+
+def speak(interval: Interval, seeds: int) -> str:
+    return verdict(interval, candidate="StepOPSD", baseline="GRPO", panel="seen", seeds=seeds)
+
+
+def test_verdict_says_plainly_when_the_interval_contains_zero():
+    sentence = speak(Interval(0.03, -0.05, 0.11, 24), 3)
+    assert "contains 0, so no difference is shown" in sentence
+    assert "+3.0 points" in sentence
+    assert "24 games × 3 seeds" in sentence
+    assert "higher" not in sentence
+
+
+@pytest.mark.parametrize(("seeds", "caveat"), [(1, "One seed is not evidence"), (2, "2 seeds are too few")])
+def test_verdict_never_lets_one_or_two_seeds_pass_as_evidence(seeds, caveat):
+    for interval in (Interval(0.2, 0.1, 0.3, 24), Interval(0.0, -0.1, 0.1, 24)):
+        assert caveat in speak(interval, seeds)
+
+
+def test_verdict_names_the_direction_when_zero_is_excluded():
+    assert "StepOPSD is higher" in speak(Interval(0.2, 0.1, 0.3, 24), 3)
+    assert "StepOPSD is lower" in speak(Interval(-0.2, -0.3, -0.1, 24), 3)
+
+
+def test_verdict_without_common_games_compares_nothing():
+    assert "nothing can be compared" in speak(Interval(math.nan, -1.0, 1.0, 0), 1)
