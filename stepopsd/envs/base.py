@@ -73,6 +73,10 @@ class EnvError(RuntimeError):
     """The engine failed, timed out or died in this episode; the message names the task and the cause."""
 
 
+class EnvTimeLimit(EnvError):
+    """A step or the episode's environment time ran past its wall-clock limit."""
+
+
 class EnvPool(Protocol):
     """A fixed number of environments stepped together. Slots are independent; results come in slot order.
 
