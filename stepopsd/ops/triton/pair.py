@@ -7,7 +7,12 @@ import math
 import torch
 from torch import Tensor
 
+from stepopsd.ops.triton.availability import availability
+from stepopsd.ops.triton.epilogue import epilogue_rows
 from stepopsd.ops.triton.table import Launch, launch_for
+
+# What dispatch asks of a backend module.
+__all__ = ["availability", "epilogue_rows", "pair_rows"]
 
 VECTOR_BYTES = 16
 
@@ -29,7 +34,8 @@ def pair_rows(
     """Shape token advantages from two logits tensors in one pass over both.
 
     Inactive rows read no logits: advantage unchanged, weight 1, everything else 0. A NaN, a +inf, or only -inf in an
-    active row gives NaN for what depends on it, in that row alone; so does an id outside [0, V).
+    active row gives NaN for what depends on it, in that row alone; so does an id outside [0, V). Logits below -1e30
+    count as -inf. The bits of a row follow from its values alone, not from its place in the batch or in memory.
 
     Args:
         student: (B, R, V) bf16, fp16 or fp32; any stride over B and R, stride 1 over V.
@@ -60,15 +66,16 @@ def pair_rows(
     if batch * inner == 0:
         return out
     launch = launch_for(student.device) if launch is None else launch
-    student_vec, teacher_vec = (VECTOR_BYTES // tensor.element_size() for tensor in (student, teacher))
+    sizes = student.element_size(), teacher.element_size()
     with torch.cuda.device_of(student):
         pair_kernel[(batch * inner,)](
             student, teacher, ids.contiguous(), advantages.contiguous(), active.contiguous().view(torch.uint8), out,
             batch * inner, inner, vocab, _base(student), _base(teacher), *student.stride()[:2], *teacher.stride()[:2],
             math.log2(math.e) / temperature, 1.0 - alpha_clip, 1.0 + alpha_clip, float(lambda_mix),
-            THREADS=launch.threads, STUDENT_VEC=student_vec, TEACHER_VEC=teacher_vec,
+            THREADS=launch.threads, STUDENT_VEC=VECTOR_BYTES // sizes[0], TEACHER_VEC=VECTOR_BYTES // sizes[1],
             STUDENT_SHIFTED=_shifted(student), TEACHER_SHIFTED=_shifted(teacher),
-            EXPONENTIAL=weight_fn == "exp", ENTROPY=entropy, UNROLL=launch.unroll, num_warps=launch.num_warps,
+            EXPONENTIAL=weight_fn == "exp", ENTROPY=entropy, UNROLL=launch.unroll(max(sizes)),
+            num_warps=launch.num_warps,
         )  # fmt: skip
     return out
 

@@ -19,26 +19,30 @@ class Launch:
     Attributes:
         threads: threads per row, a power of two and a whole number of warps.
         warp: threads per warp, 32 on NVIDIA and 64 on CDNA.
-        unroll: loop iterations whose loads are in flight together.
+        vectors: 16-byte vectors per thread and tensor in one trip of the unrolled loop.
     """
 
-    threads: int = 256
+    threads: int = 128
     warp: int = 32
-    unroll: int = 2
+    vectors: int = 4
 
     @property
     def num_warps(self) -> int:
         return self.threads // self.warp
 
+    def unroll(self, itemsize: int) -> int:
+        """Loop iterations (of 8 logits per thread) in one trip, for logits of ``itemsize`` bytes."""
+        return max(1, self.vectors * 2 // itemsize)
+
 
 DEFAULT = Launch()
 TABLE = {
-    "cuda:80": Launch(threads=256, unroll=2),
-    "cuda:90": Launch(threads=256, unroll=2),
-    "cuda:100": Launch(threads=256, unroll=2),
-    "hip": Launch(threads=256, warp=64, unroll=2),
+    "cuda:80": Launch(threads=128, vectors=4),
+    "cuda:90": Launch(threads=128, vectors=4),
+    "cuda:100": Launch(threads=128, vectors=4),
+    "hip": Launch(threads=256, warp=64, vectors=2),
     # No warps there: the time goes by loop iterations, so fewer and wider ones.
-    "interpreter": Launch(threads=512, unroll=1),
+    "interpreter": Launch(threads=512, vectors=1),
 }
 
 
