@@ -43,9 +43,23 @@ def supported() -> bool:
 def memoised_pddl_env() -> Any:
     """TextWorld's ``PddlEnv`` class from private module copies in which repeated work is done once."""
     module = private_copy("textworld.envs.pddl.pddl")
-    module.pddl_logic = _memoised_logic(_memoised_textgen())
+    logic = _memoised_logic(_memoised_textgen())
+
+    def pddl_state(library: Planner, problem: str, game_logic: Any) -> Any:
+        state, library.untouched_state = library.untouched_state, None
+        if state is not None and state.pddl_problem is problem and state._logic is game_logic:
+            return state
+        return logic.PddlState(library, problem, game_logic)
+
+    class MemoisedPddlEnv(module.PddlEnv):  # type: ignore[misc, name-defined]
+        def load(self, game: Any) -> None:
+            """The state built here is only read for names, so the first reset need not build it again."""
+            super().load(game)
+            self.downward_lib.untouched_state = self._pddl_state
+
+    module.pddl_logic = SimpleNamespace(GameLogic=logic.GameLogic, PddlState=pddl_state)
     module.fast_downward = SimpleNamespace(load_lib=Planner)
-    return module.PddlEnv
+    return MemoisedPddlEnv
 
 
 def _memoised_textgen() -> Any:

@@ -31,6 +31,8 @@ class Planner:
     def __init__(self) -> None:
         self._library = _interface().load_lib()
         self._pending: PlannerInput | None = None
+        #: State of the loaded game in which nothing has happened yet, for the first reset to take.
+        self.untouched_state: Any = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._library, name)
