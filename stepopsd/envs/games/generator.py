@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 from stepopsd.envs.games.game import Game
 from stepopsd.envs.games.goals import TASK_TYPES, goal_text
-from stepopsd.envs.games.layout import Receptacle, layout, room_of, training_scenes
+from stepopsd.envs.games.layout import SIZES, Receptacle, layout, room_of, split_scenes
 from stepopsd.envs.games.pddl import Thing, problem_text
 from stepopsd.envs.games.rooms import (
     APPLIANCE,
@@ -52,7 +53,13 @@ class _Wish:
 
 
 def iter_games(
-    seed: int, count: int | None = None, *, size: str = "tiny", scenes: Sequence[int] | None = None
+    seed: int,
+    count: int | None = None,
+    *,
+    size: str = "tiny",
+    scenes: Sequence[int] | None = None,
+    split: str = "train",
+    exclude: Container[str] = (),
 ) -> Iterator[Game]:
     """Draw games in memory, task types in turn; nothing touches the disk or the engine.
 
@@ -60,7 +67,9 @@ def iter_games(
         seed: Any integer; the same arguments give the same games, and a longer run starts with a shorter one.
         count: How many; ``None`` for no end.
         size: ``tiny`` or ``full``.
-        scenes: Scene numbers to draw from; the training scenes unless given.
+        scenes: Scene numbers to draw from; those of ``split`` unless given.
+        split: ``train``, ``seen`` or ``unseen``: each has random numbers of its own.
+        exclude: ``Game.content_key`` of games that must not come up, e.g. those of evaluation panels.
 
     Raises:
         ValueError: an unknown size or scene, or scenes in which some task type is impossible.
@@ -71,20 +80,29 @@ def iter_games(
     """
     if count is not None and count < 0:
         raise ValueError(f"count must be at least 0, got {count}")
-    scenes = tuple(training_scenes() if scenes is None else scenes)
+    if size not in SIZES:
+        raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
+    scenes = split_scenes(split) if scenes is None else tuple(scenes)
     for task_type in TASK_TYPES:
         if not _possible_scenes(task_type, scenes):
             raise ValueError(f"scenes must include a room for {task_type}, got {list(scenes)}")
-    endless = (draw_game(seed, index, size=size, scenes=scenes) for index in _naturals())
-    return islice(endless, count)
+    return islice(_endless(seed, size, scenes, split, exclude), count)
 
 
-def draw_game(
-    seed: int, index: int, *, size: str, scenes: Sequence[int], task_type: str | None = None
-) -> Game:
-    """Draw game number ``index`` of a seed; its task type is ``index`` modulo six unless given."""
-    rng = random.Random(f"game/{size}/{seed}/{index}")
-    task_type = task_type or TASK_TYPES[index % len(TASK_TYPES)]
+def _endless(
+    seed: int, size: str, scenes: Sequence[int], split: str, exclude: Container[str]
+) -> Iterator[Game]:
+    used: set[str] = set()
+    for index in itertools.count():
+        rng = random.Random(f"game/{size}/{split}/{seed}/{index}")
+        game = _draw_game(rng, f"trial_{seed}_{index:06d}", size, scenes, TASK_TYPES[index % len(TASK_TYPES)])
+        while game.content_key in used or game.content_key in exclude:
+            game = _draw_game(rng, game.trial, size, scenes, game.task_type)
+        used.add(game.content_key)
+        yield game
+
+
+def _draw_game(rng: random.Random, trial: str, size: str, scenes: Sequence[int], task_type: str) -> Game:
     candidates = _possible_scenes(task_type, scenes)
     while True:
         scene = rng.choice(candidates)
@@ -94,14 +112,7 @@ def draw_game(
             continue
         things = _draw_things(rng, size, room_of(scene), receptacles, wish)
         if things is not None:
-            return _finish(rng, f"trial_{seed:04d}_{index:06d}", scene, size, receptacles, things, wish)
-
-
-def _naturals() -> Iterator[int]:
-    index = 0
-    while True:
-        yield index
-        index += 1
+            return _finish(rng, trial, scene, size, receptacles, things, wish)
 
 
 def _possible_scenes(task_type: str, scenes: Sequence[int]) -> list[int]:

@@ -10,6 +10,7 @@ from functools import cache
 from stepopsd.envs.games.rooms import FULL_RECEPTACLES, PLACES, ROOMS, TINY_RECEPTACLES
 
 SIZES = ("tiny", "full")
+SPLITS = ("train", "seen", "unseen")
 FIRST_SCENE = {"kitchen": 1, "living": 201, "bedroom": 301, "bathroom": 401}
 SCENES_PER_ROOM = 30
 #: scenes that the official training split does not use either, three per room type
@@ -54,14 +55,16 @@ def scenes_of(room: str) -> range:
     return range(FIRST_SCENE[room], FIRST_SCENE[room] + SCENES_PER_ROOM)
 
 
-def training_scenes() -> tuple[int, ...]:
-    """Scenes of the train and seen splits (108 of 120)."""
-    return tuple(scene for room in ROOMS for scene in scenes_of(room) if scene not in HELD_OUT)
+def split_scenes(split: str) -> tuple[int, ...]:
+    """Scene numbers of a split: ``train`` and ``seen`` share 108, ``unseen`` has the other 12.
 
-
-def held_out_scenes() -> tuple[int, ...]:
-    """Scenes of the unseen split (12 of 120); no training scene has the same set of receptacles."""
-    return tuple(sorted(HELD_OUT))
+    Raises:
+        ValueError: for any other name.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    every = (scene for room in ROOMS for scene in scenes_of(room))
+    return tuple(scene for scene in every if (scene in HELD_OUT) == (split == "unseen"))
 
 
 def layout(scene: int, size: str) -> tuple[Receptacle, ...]:
