@@ -18,7 +18,7 @@ from stepopsd.rollout.rows import build_rows, collate
 from stepopsd.train.checkpoint import TrainState, checkpoints, load_checkpoint, save_checkpoint
 from stepopsd.train.config import RunConfig
 from stepopsd.train.config_io import dump_config, to_tree
-from stepopsd.train.episodes import Episodes
+from stepopsd.train.episodes import Episodes, tasks_of
 from stepopsd.train.evaluation import episode_records, panel, success_by_kind
 from stepopsd.train.metrics import JsonLines
 from stepopsd.train.policy import load_policy
@@ -42,8 +42,8 @@ class Trainer:
 
         self.config = config
         self.run_dir = Path(config.run_dir)
-        self.tasks = Episodes.tasks(config.env, config.env.train_split)
-        self.panels = {s: panel(Episodes.tasks(config.env, s), config.eval.games) for s in config.env.eval_splits}
+        self.tasks = tasks_of(config.env, config.env.train_split)
+        self.panels = {s: panel(tasks_of(config.env, s), config.eval.games) for s in config.env.eval_splits}
         self.accelerator = Accelerator(cpu=_wants_cpu(config.device))
         torch.manual_seed(config.seed)
         self.policy = load_policy(config.model, self.accelerator.device)

@@ -1,0 +1,101 @@
+"""Plays tasks with the current policy: environments, prompts and sampler of a run, wired once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+from stepopsd.envs.alfworld import AlfworldEnv, list_tasks
+from stepopsd.envs.base import EnvPool, Task
+from stepopsd.envs.games.bundle import bundled_root
+from stepopsd.envs.pool import InlinePool, ProcessPool
+from stepopsd.envs.wording import Wording
+from stepopsd.rollout.chat import ChatFormat
+from stepopsd.rollout.contexts import ContextPolicy, DialogueContext, TurnContext
+from stepopsd.rollout.engines.transformers import TransformersEngine
+from stepopsd.rollout.limits import Limits
+from stepopsd.rollout.loop import group_jobs, run_episodes
+from stepopsd.rollout.records import Trajectory
+from stepopsd.train.config import EnvConfig, RunConfig
+from stepopsd.train.policy import Policy
+
+GAMES_VARIABLE = "ALFWORLD_DATA"
+
+
+def tasks_of(config: EnvConfig, split: str) -> list[Task]:
+    """The tasks of one split of ``env.games``.
+
+    Raises:
+        FileNotFoundError: The games, the split or the variable does not exist; the message says what was looked for.
+    """
+    if config.games == "bundled":
+        return list_tasks(bundled_root(), split)
+    root = os.path.expandvars(config.games)
+    if "$" in root:
+        raise FileNotFoundError(f"env.games is {config.games!r} but the environment variable in it is not set")
+    return list_tasks(root, split)
+
+
+class Episodes:
+    """The rollout side of a run.
+
+    Args:
+        config: The run.
+        policy: Sampled as it is at the time of each ``play``.
+    """
+
+    def __init__(self, config: RunConfig, policy: Policy) -> None:
+        rollout, env = config.rollout, config.env
+        self.batch_size = rollout.batch_size or rollout.groups * rollout.group_size
+        self.limits = Limits(env.max_steps, rollout.max_prompt_tokens, rollout.max_response_tokens)
+        self.context = _context(config, policy)
+        self.engine = TransformersEngine(policy.model)
+        self.limits.check_engine(self.engine)
+        self._env = env
+        self._pool: EnvPool | None = None
+
+    def play(
+        self,
+        tasks: Sequence[Task],
+        seeds: Sequence[int],
+        members: int,
+        *,
+        temperature: float,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Trajectory]:
+        """``members`` episodes of every task, in task order; the seeds fix environment and sampling."""
+        if self._pool is None:
+            self._pool = _make_pool(self._env, self.batch_size)
+        return run_episodes(
+            group_jobs(tasks, seeds, members),
+            self._pool,
+            self.engine,
+            self.context,
+            limits=self.limits,
+            temperature=temperature,
+            progress=progress,
+        )
+
+    def close(self) -> None:
+        """Stop the environment workers."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+
+def _context(config: RunConfig, policy: Policy) -> ContextPolicy:
+    chat = ChatFormat(policy.tokenizer, enable_thinking=config.env.think)
+    wording = Wording(config.env.history, config.env.think, config.env.prompt_style)
+    return {"turn": TurnContext, "dialogue": DialogueContext}[config.rollout.context](chat, wording)
+
+
+def _make_pool(config: EnvConfig, size: int) -> EnvPool:
+    if config.workers == 0:
+        return InlinePool(AlfworldEnv, size)
+    return ProcessPool(
+        AlfworldEnv,
+        size,
+        workers=config.workers,
+        step_timeout_s=config.step_timeout_s,
+        episode_timeout_s=config.episode_timeout_s,
+    )
