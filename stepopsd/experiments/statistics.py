@@ -251,8 +251,8 @@ def verdict(difference: Interval, *, candidate: str, baseline: str, panel: str, 
         return f"{candidate} and {baseline} have no {panel} game and seed in common: nothing can be compared."
     size = f"{difference.n} game{'s' * (difference.n != 1)} × {seeds} seed{'s' * (seeds != 1)}"
     sentences = [
-        f"{candidate} minus {baseline} on {panel}: {100 * difference.estimate:+.1f} points "
-        f"(95 % interval {100 * difference.low:+.1f} to {100 * difference.high:+.1f}; {size})."
+        f"{candidate} minus {baseline} on {panel}: {_points(difference.estimate)} points "
+        f"(95 % interval {_points(difference.low)} to {_points(difference.high)}; {size})."
     ]
     if difference.contains(0.0):
         sentences.append(
@@ -272,6 +272,10 @@ def verdict(difference: Interval, *, candidate: str, baseline: str, panel: str, 
     elif seeds < MIN_SEEDS_FOR_SPREAD:
         sentences.append(f"{seeds} seeds are too few to tell a method from a lucky run.")
     return " ".join(sentences)
+
+
+def _points(share: float) -> str:
+    return f"{100 * share + 0.0:+.1f}".replace("-", "−")
 
 
 def _check_confidence(confidence: float) -> None:

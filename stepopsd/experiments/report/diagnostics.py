@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
 
 from stepopsd.experiments.report import theme
 from stepopsd.experiments.report.load import Run
@@ -26,7 +27,8 @@ class Chart:
         lines: (metric key, name of the line); one line needs no name.
         bands: (low key, high key) pairs, shaded.
         share: Values are shares and are labelled as per cent.
-        log: Logarithmic axis; values at or below 0 are not drawn.
+        log: Logarithmic axis over whole decades; values at or below 0 are not drawn.
+        ceiling: Largest value there can be; the axis ends there.
     """
 
     title: str
@@ -34,6 +36,7 @@ class Chart:
     bands: tuple[tuple[str, str], ...] = ()
     share: bool = False
     log: bool = False
+    ceiling: float | None = None
 
     @property
     def keys(self) -> list[str]:
@@ -55,7 +58,7 @@ DELTA = (
 STEPS = (
     Chart("Step scale c", (("step_scale/max", "largest"), ("step_scale/min", "smallest"))),
     Chart("Steps with a clamped scale", (("step_scale/clamped", ""),), share=True),
-    Chart("Cosine of shaped and plain advantage", (("advantage/cosine", ""),)),
+    Chart("Cosine of Ã and A", (("advantage/cosine", ""),), ceiling=1.0),
 )
 OPTIMISATION = (
     Chart("Success of training episodes", (("success", ""),), share=True),
@@ -63,7 +66,7 @@ OPTIMISATION = (
     Chart("Invalid actions", (("invalid_share", ""),), share=True),
     Chart("KL to the start", (("kl", ""),)),
     Chart("Entropy per token (nats)", (("entropy", ""),)),
-    Chart("Sampler–trainer gap, largest |Δ log p|", (("sampler_gap_max", ""),), log=True),
+    Chart("Largest sampler–trainer gap", (("sampler_gap_max", ""),), log=True),
     Chart("Tokens at the ratio clip", (("clip_share", ""),), share=True),
     Chart("Gradient norm", (("grad_norm", ""),)),
     Chart("Loss", (("loss", ""),)),
@@ -93,12 +96,8 @@ def draw_charts(methods: Method, charts: tuple[Chart, ...], path: Path) -> Path 
             _finish(axis, chart)
         for axis in axes[len(shown) :]:
             axis.set_visible(False)
-        handles = [
-            Line2D([], [], color=theme.colour(i), linewidth=2.4, label=label)
-            for i, label in enumerate(methods)
-            if label in drawn
-        ]
-        sheet.legend(handles=handles, loc="outside lower center", ncols=5)
+        handles = [theme.method_handle(i, m, marked=False) for i, m in enumerate(methods) if m in drawn]
+        theme.legend_below(sheet, handles)
     return theme.save(sheet, path)
 
 
@@ -111,14 +110,17 @@ def chart_keys_absent(methods: Method, chart: Chart) -> list[str]:
 
 def draw_cost(methods: Method, path: Path) -> Path | None:
     """Mean seconds and tokens per update of each method; None when neither was recorded."""
-    seconds = per_update(methods, [key for key, _ in TIME])
+    seconds = per_update(methods, [*(key for key, _ in TIME), "seconds"])
+    seconds[:, -1] = np.maximum(seconds[:, -1] - np.nansum(seconds[:, :-1], axis=1), 0.0)
     tokens = per_update(methods, [key for key, _ in TOKENS])
     if np.isnan(seconds).all() and np.isnan(tokens).all():
         return None
-    sheet, axes = theme.figure(1, 2, row_height=0.9 + 0.42 * len(methods))
+    sheet, axes = theme.figure(1, 2, row_height=0.9 + 0.5 * len(methods))
     with theme.applied():
-        _bars(axes[0], list(methods), seconds, [name for _, name in TIME], "Seconds per update")
-        _bars(axes[1], list(methods), tokens / 1e3, [name for _, name in TOKENS], "Thousand tokens per update")
+        _stacked_bars(axes[0], list(methods), seconds, [*(name for _, name in TIME), "other"])
+        axes[0].set_title("Seconds per update")
+        _grouped_bars(axes[1], list(methods), tokens / 1e3, [name for _, name in TOKENS])
+        axes[1].set_title("Thousand tokens per update")
     return theme.save(sheet, path)
 
 
@@ -167,11 +169,20 @@ def _draw_chart(axis: Axes, index: int, runs: list[Run], chart: Chart) -> bool:
 def _finish(axis: Axes, chart: Chart) -> None:
     axis.set_title(chart.title)
     theme.update_axis(axis)
-    if chart.log and any((np.asarray(line.get_ydata(), dtype=float) > 0).any() for line in axis.get_lines()):
+    values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axis.get_lines()])
+    positive = values[values > 0]
+    if chart.log and positive.size:
         axis.set_yscale("log")
+        axis.yaxis.set_minor_formatter(NullFormatter())
+        low, high = np.floor(np.log10(positive.min())), np.ceil(np.log10(positive.max()))
+        axis.set_ylim(10.0**low, 10.0 ** max(high, low + 1))
     if chart.share:
         theme.percent_axis(axis, decimals=None)
-        axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
+        top = max(1.08 * np.nanmax(values), 0.01)
+        axis.set_ylim(-0.02 * top, top)
+    if chart.ceiling is not None:
+        room = max(chart.ceiling - np.nanmin(values), 1e-3)
+        axis.set_ylim(chart.ceiling - 1.1 * room, chart.ceiling + 0.04 * room)
     if len(chart.lines) > 1:
         handles = [
             Line2D([], [], color=theme.MUTED, linestyle=dash, linewidth=1.6, label=name)
@@ -180,19 +191,34 @@ def _finish(axis: Axes, chart: Chart) -> None:
         axis.legend(handles=handles, loc="best", fontsize=8, handlelength=2.2)
 
 
-def _bars(axis: Axes, labels: list[str], values: np.ndarray, parts: list[str], title: str) -> None:
+def _stacked_bars(axis: Axes, labels: list[str], values: np.ndarray, parts: list[str]) -> None:
     left = np.zeros(len(labels))
-    for column, (name, colour) in enumerate(zip(parts, theme.PARTS, strict=False)):
-        width = np.nan_to_num(values[:, column])
-        axis.barh(labels, width, left=left, color=colour, height=0.58, label=name, edgecolor="white", linewidth=0.8)
+    for part, name in enumerate(parts):
+        width = np.nan_to_num(values[:, part])
+        if width.any():
+            axis.barh(range(len(labels)), width, left=left, color=theme.PARTS[part], height=0.58, label=name)
         left += width
-    for row, total in enumerate(left):
+    _finish_bars(axis, labels, [(row, total) for row, total in enumerate(left)])
+
+
+def _grouped_bars(axis: Axes, labels: list[str], values: np.ndarray, parts: list[str]) -> None:
+    height = 0.72 / len(parts)
+    ends = []
+    for part, name in enumerate(parts):
+        rows = np.arange(len(labels)) + (part - (len(parts) - 1) / 2) * height
+        axis.barh(rows, np.nan_to_num(values[:, part]), color=theme.PARTS[part], height=0.9 * height, label=name)
+        ends += [(row, value) for row, value in zip(rows, values[:, part], strict=True) if np.isfinite(value)]
+    _finish_bars(axis, labels, ends)
+
+
+def _finish_bars(axis: Axes, labels: list[str], ends: list[tuple[float, float]]) -> None:
+    for row, value in ends:
         axis.annotate(
-            f"{total:,.1f}", (total, row), xytext=(5, 0), textcoords="offset points", va="center", color=theme.MUTED
+            f"{value:,.1f}", (value, row), xytext=(5, 0), textcoords="offset points", va="center", color=theme.MUTED
         )
+    axis.set_yticks(range(len(labels)), [theme.plain(label) for label in labels])
     axis.invert_yaxis()
-    axis.set_title(title)
     axis.grid(False, axis="y")
     axis.tick_params(axis="y", length=0, labelcolor=theme.INK)
-    axis.margins(x=0.14)
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3, fontsize=8.5, handlelength=1.2)
+    axis.set_xlim(0.0, 1.16 * max([value for _, value in ends] or [1.0]) or 1.0)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=4, fontsize=8.5, handlelength=1.2)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
 from stepopsd.experiments.report import theme
@@ -21,7 +21,7 @@ from stepopsd.experiments.report.summary import (
     panels,
     success_curve,
 )
-from stepopsd.experiments.report.text import kind_name
+from stepopsd.experiments.report.text import kind_name, kind_order
 from stepopsd.experiments.statistics import Interval
 
 
@@ -31,16 +31,20 @@ def draw_success(methods: Method, path: Path) -> Path | None:
     if not names:
         return None
     sheet, axes = theme.figure(1, len(names), row_height=3.7)
+    lines = []
     with theme.applied():
         for axis, panel in zip(axes, names, strict=True):
             ends = [_success_line(axis, i, runs, panel) for i, runs in enumerate(methods.values())]
-            _label_ends(axis, ends)
-            axis.set_title(f"{panel.capitalize()} games{_panel_size(methods, panel)}")
+            lines.append(ends)
+            axis.set_title(theme.plain(f"{panel.capitalize()} games{_panel_size(methods, panel)}"))
             axis.set_ylabel("success" if axis is axes[0] else "")
             theme.percent_axis(axis)
             theme.update_axis(axis)
         _share_heights(axes)
-        theme.legend_below(sheet, [_with_seeds(label, runs) for label, runs in methods.items()])
+        for axis, ends in zip(axes, lines, strict=True):
+            _label_ends(axis, ends)
+        handles = [theme.method_handle(i, _with_seeds(*item)) for i, item in enumerate(methods.items())]
+        theme.legend_below(sheet, [*handles, Patch(color=theme.MUTED, alpha=0.2, label="95 % interval")])
     return theme.save(sheet, path)
 
 
@@ -49,20 +53,20 @@ def draw_kinds(methods: Method, path: Path) -> Path | None:
     names = panels(methods)
     if not names:
         return None
-    kinds = sorted({e["kind"] for runs in methods.values() for run in runs for e in run.episodes})
-    sheet, axes = theme.figure(1, len(names), row_height=max(2.2, 0.34 * len(kinds) * (len(methods) + 0.6)))
+    kinds = sorted({e["kind"] for runs in methods.values() for run in runs for e in run.episodes}, key=kind_order)
+    sheet, axes = theme.figure(1, len(names), row_height=max(2.2, 0.24 * len(kinds) * (len(methods) + 0.8)))
     with theme.applied():
         for axis, panel in zip(axes, names, strict=True):
             for index, runs in enumerate(methods.values()):
                 _kind_rows(axis, index, len(methods), runs, panel, kinds)
-            axis.set_title(f"{panel.capitalize()} games")
-            axis.set_yticks(range(len(kinds)), [kind_name(kind) for kind in kinds])
+            axis.set_title(theme.plain(f"{panel.capitalize()} games"))
+            axis.set_yticks(range(len(kinds)), [theme.plain(kind_name(kind)) for kind in kinds])
             axis.set_ylim(len(kinds) - 0.45, -0.55)
             axis.set_xlim(-0.02, 1.02)
-            axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-            axis.set_xlabel("success (hollow: first evaluation, filled: last, bar: 95 % interval)")
+            axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+            axis.set_xlabel("success (ring: first evaluation, filled: last with 95 % interval)")
             axis.tick_params(axis="y", length=0, labelcolor=theme.INK)
-        theme.legend_below(sheet, list(methods))
+        theme.legend_below(sheet, [theme.method_handle(i, label) for i, label in enumerate(methods)])
     return theme.save(sheet, path)
 
 
@@ -80,18 +84,14 @@ def draw_differences(comparisons: Sequence[Comparison], labels: Sequence[str], p
                 points = [c for c in comparisons if c.panel == panel and c.candidate == candidate]
                 shift = (order - (len(candidates) - 1) / 2) * 0.12
                 _difference_points(axis, points, list(labels).index(candidate), shift)
-            axis.set_title(f"{panel.capitalize()} games")
-            axis.set_ylabel(f"success minus {comparisons[0].baseline} (points)" if axis is axes[0] else "")
+            axis.set_title(theme.plain(f"{panel.capitalize()} games"))
+            axis.set_ylabel(theme.plain(f"success minus {comparisons[0].baseline} (points)") if axis is axes[0] else "")
             theme.update_axis(axis)
         limit = max(abs(edge) for axis in axes for edge in axis.get_ylim())
         for axis in axes:
             axis.set_ylim(-limit, limit)
-        handles = [
-            Line2D([], [], color=theme.colour(i), marker=theme.marker(i), markersize=5.5, label=label)
-            for i, label in enumerate(labels)
-            if label in candidates
-        ]
-        sheet.legend(handles=handles, loc="outside lower center", ncols=5)
+        shown = [theme.method_handle(i, label) for i, label in enumerate(labels) if label in candidates]
+        theme.legend_below(sheet, shown)
     return theme.save(sheet, path)
 
 
@@ -115,9 +115,10 @@ def _success_line(axis: Axes, index: int, runs: list[Run], panel: str) -> tuple[
 
 def _label_ends(axis: Axes, ends: Sequence[tuple[float, float, str] | None]) -> None:
     """Write each line's last value beside it, pushed apart where two would overlap."""
+    gap = 0.062 * axis.get_ylim()[1]
     placed: list[float] = []
     for update, rate, colour in sorted((end for end in ends if end), key=lambda end: end[1]):
-        height = max([rate, *(p + 0.055 for p in placed[-1:])])
+        height = max([rate, *(p + gap for p in placed[-1:])])
         placed.append(height)
         axis.annotate(
             f"{100 * rate:.0f} %", (update, height), xytext=(9, 0), textcoords="offset points",
@@ -153,8 +154,9 @@ def _kind_rows(axis: Axes, index: int, methods: int, runs: list[Run], panel: str
         end: Interval = last[kind]
         axis.plot([end.low, end.high], [row + offset] * 2, color=colour, alpha=0.45, linewidth=2.2)
         if kind in first:
-            axis.plot(first[kind].estimate, row + offset, mark, markersize=5.5, color=colour, markerfacecolor="white")
-        axis.plot(end.estimate, row + offset, mark, markersize=6.5, color=colour)
+            start = first[kind].estimate
+            axis.plot(start, row + offset, mark, markersize=8, color=colour, markerfacecolor="white", markeredgewidth=1)
+        axis.plot(end.estimate, row + offset, mark, markersize=5, color=colour)
 
 
 def _difference_points(axis: Axes, points: list[Comparison], index: int, shift: float) -> None:

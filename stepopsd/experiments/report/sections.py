@@ -86,7 +86,7 @@ def kinds(methods: Method, folder: Path) -> str:
             updates = evaluated_updates(runs, panel)
             if updates:
                 rates[label] = (kind_rates(runs, panel, updates[0]), kind_rates(runs, panel, updates[-1]))
-        for kind in sorted({kind for _, last in rates.values() for kind in last}):
+        for kind in sorted({kind for _, last in rates.values() for kind in last}, key=text.kind_order):
             for label, (first, last) in rates.items():
                 if kind in last:
                     start = text.rate(first[kind]) if kind in first else text.ABSENT
@@ -118,8 +118,7 @@ def comparison(methods: Method, folder: Path) -> str:
     path = plots.draw_differences(found, labels, folder / "difference.png")
     caption = ("Same games, same training seeds; 95 % bootstrap intervals over games and seeds. Each evaluation has "
                "its own interval: with many of them some exclude 0 by chance.")
-    head = ["panel", "methods", "update", "difference in points", "both won", "only the first", "only the second",
-            "neither"]
+    head = ["panel", "methods", "update", "difference in points", "both won", "first only", "second only", "neither"]
     verdicts = "".join(f"<li>{html(item)}</li>" for item in items)
     return (
         f'<ul class="verdicts">{verdicts}</ul>'

@@ -24,6 +24,11 @@ def kind_name(kind: str) -> str:
     return KINDS.get(kind, kind)
 
 
+def kind_order(kind: str) -> tuple[int, str]:
+    """Sort key: ALFWorld's types in the order of its result tables, others behind them by name."""
+    return (list(KINDS).index(kind) if kind in KINDS else len(KINDS), kind)
+
+
 def percent(value: float) -> str:
     return ABSENT if math.isnan(value) else f"{100 * value:.1f} %"
 
@@ -46,8 +51,11 @@ def points(interval: Interval) -> str:
 
 
 def signed(value: float, digits: int = 3) -> str:
-    """A number with its sign and a real minus."""
-    return ABSENT if math.isnan(value) else f"{value:+.{digits}f}".replace("-", "−")
+    """A number with its sign and a real minus; zero has no sign."""
+    if math.isnan(value):
+        return ABSENT
+    plain = f"{abs(value):.{digits}f}"
+    return plain if not float(plain) else f"{'+' if value > 0 else '−'}{plain}"
 
 
 def seconds(value: float) -> str:
@@ -55,8 +63,10 @@ def seconds(value: float) -> str:
         return ABSENT
     if value < 120:
         return f"{value:.1f} s"
-    minutes = round(value / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+    whole = round(value)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def amount(value: float) -> str:

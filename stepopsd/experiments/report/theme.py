@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -21,7 +23,7 @@ MUTED = "#66727f"
 # The first method is the baseline: a quiet colour. The others follow in order of contrast to it.
 COLOURS = ("#5b6b7d", "#d9541e", "#1769aa", "#2c8c4a", "#8a4fa3", "#b8860b", "#0d8b8b", "#c2185b")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-PARTS = ("#1769aa", "#d9541e", "#8fa3b5", "#c9d2da")
+PARTS = ("#34526f", "#86b0d1", "#e0a63f", "#cfd6dc")
 
 STYLE: Any = {
     "font.family": "DejaVu Sans",
@@ -70,13 +72,20 @@ def save(sheet: Figure, path: Path) -> Path:
     return path
 
 
-def legend_below(sheet: Figure, labels: list[str], *, markers: bool = True) -> None:
-    """One legend for the methods, outside the axes."""
-    handles = [
-        Line2D([], [], color=colour(i), marker=marker(i) if markers else "", markersize=5.5, label=label)
-        for i, label in enumerate(labels)
-    ]
-    sheet.legend(handles=handles, loc="outside lower center", ncols=min(len(labels), 5), handlelength=2.4)
+def legend_below(sheet: Figure, handles: Sequence[Artist]) -> None:
+    """One legend for the whole figure, outside the axes."""
+    sheet.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5), handlelength=2.4)
+
+
+def method_handle(index: int, label: str, *, marked: bool = True) -> Line2D:
+    """A method's legend entry."""
+    mark = marker(index) if marked else ""
+    return Line2D([], [], color=colour(index), marker=mark, markersize=5.5, linewidth=2.2, label=plain(label))
+
+
+def plain(text: str) -> str:
+    """Text that is not read as a formula."""
+    return text.replace("$", r"\$")
 
 
 def colour(index: int) -> str:
@@ -89,7 +98,7 @@ def marker(index: int) -> str:
 
 def percent_axis(axis: Axes, *, decimals: int | None = 0) -> None:
     """Label shares 0..1 as per cent."""
-    axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=decimals))
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=decimals, symbol=" %"))
 
 
 def update_axis(axis: Axes) -> None:

@@ -60,7 +60,10 @@ def transcripts_html(methods: Method) -> str:
         for i, (mode, name, _) in enumerate(MODES)
     )
     scale = "".join(f'<i class="t x{level}"></i>' for level in range(-LEVELS, LEVELS + 1))
-    legend = f'<p class="legend">negative {scale} positive · dimmed: outside the scored span · hover for numbers</p>'
+    legend = (
+        f'<p class="legend">negative {scale} positive · dimmed: outside the scored span · hover for numbers<br>'
+        "Shaping moves A by little, which the first view hardly shows; the second shows nothing else.</p>"
+    )
     return f'<div class="transcripts">{switch}{legend}<div>{"".join(_pair_html(p) for p in pairs)}</div></div>'
 
 
@@ -119,7 +122,7 @@ def _member_html(member: Record, scales: dict[str, float]) -> str:
     if member.get("reward") is not None:
         facts.append(f"reward {float(member['reward']):g}")
     if isinstance(member.get("advantage"), (int, float)):
-        facts.append(f"A = {signed(float(member['advantage']))}")
+        facts.append(f"A&nbsp;=&nbsp;{signed(float(member['advantage']))}")
     turns = [_turn_html(i, turn, scales) for i, turn in enumerate(member["turns"], start=1)]
     body = "".join(turns[:OPEN_TURNS])
     if len(turns) > OPEN_TURNS:
