@@ -40,6 +40,8 @@ class Engine:
 
     def start(self, path: str) -> EngineState:
         """Load a game file and begin; raises FileNotFoundError or ValueError for a missing or broken file."""
+        if self._env is None:
+            raise RuntimeError("the engine is closed")
         game = read_game(path)
         try:
             with _translator_side_effects_undone():

@@ -19,6 +19,9 @@ class AlfworldEnv:
     Args:
         memoise: Do the engine's repeated work once; the words stay the same.
 
+    Raises:
+        ImportError: The engine is not installed; the message names the extra.
+
     Example:
         >>> env = AlfworldEnv()
         >>> first = env.reset(task, seed=0)
@@ -28,15 +31,12 @@ class AlfworldEnv:
 
     def __init__(self, *, memoise: bool = True) -> None:
         self.goal = ""
-        self._memoise = memoise
-        self._engine: Engine | None = None
+        self._engine = Engine(memoise=memoise)
         self._playing = False
 
     def reset(self, task: Task, seed: int) -> Observation:
         """Start the task's game. Raises FileNotFoundError or ValueError for a missing or broken game file."""
         self._playing = False
-        if self._engine is None:
-            self._engine = Engine(memoise=self._memoise)
         state = self._engine.start(task.source)
         self.goal = goal_of(state.text, task.source)
         self._playing = True
@@ -44,7 +44,7 @@ class AlfworldEnv:
 
     def step(self, action: str) -> StepResult:
         """Play one action; what the engine does not accept is answered by "Nothing happens."."""
-        if self._engine is None or not self._playing:
+        if not self._playing:
             raise RuntimeError("step needs a running episode: call reset first (an episode ends with the win)")
         state = self._engine.command(action)
         self._playing = not state.won
@@ -52,16 +52,14 @@ class AlfworldEnv:
 
     def plan(self) -> list[str]:
         """Commands that win from here, from the planner, which sees what the agent has not looked at yet."""
-        if self._engine is None or not self._playing:
+        if not self._playing:
             raise RuntimeError("plan needs a running episode: call reset first")
         return self._engine.plan()
 
     def close(self) -> None:
         """Unload the engine."""
-        if self._engine is not None:
-            self._engine.close()
-        self._engine = None
         self._playing = False
+        self._engine.close()
 
 
 def goal_of(text: str, source: str = "first observation") -> str:

@@ -1,0 +1,151 @@
+"""One worker process that holds several environments: the parent's handle and the child's loop.
+
+A plain child process rather than ``multiprocessing``: its start methods import the parent's main module, which in a
+training run brings torch into every worker, and need an import guard in every user's script.
+"""
+
+from __future__ import annotations
+
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from stepopsd.envs.base import Env
+
+#: The package root offers the fused op and so imports torch; a worker needs only what is below ``stepopsd.envs``.
+_BOOTSTRAP = """
+import sys, types
+sys.path[:] = {path!r}
+sys.modules["stepopsd"] = types.ModuleType("stepopsd")
+sys.modules["stepopsd"].__path__ = [{root!r}]
+from stepopsd.envs.worker import serve
+serve({fd})
+"""
+
+
+class WorkerError(RuntimeError):
+    """The worker process died or could not be started."""
+
+
+class Worker:
+    """The parent's end of one worker process. One message at a time: ``send``, then ``receive``.
+
+    Args:
+        factory: Makes one environment; picklable by name (a class, or a ``functools.partial`` of one).
+    """
+
+    def __init__(self, factory: Callable[[], Env]) -> None:
+        self._factory = pickle.dumps(factory)
+        self._launch()
+
+    def _launch(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            code = _BOOTSTRAP.format(path=sys.path, root=str(Path(__file__).parents[1]), fd=theirs.fileno())
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+            )
+        self.connection = Connection(ours.detach())
+        self.connection.send_bytes(self._factory)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def await_ready(self, timeout_s: float) -> None:
+        """Block until the child has made its first environment; WorkerError with the child's words if it cannot."""
+        if not self.connection.poll(timeout_s):
+            self.kill()
+            raise WorkerError(f"an environment worker did not start within {timeout_s:g} s")
+        ok, reason = self.receive()
+        if not ok:
+            self.kill()
+            raise WorkerError(f"an environment worker could not make its environment: {reason}")
+
+    def send(self, message: tuple[Any, ...]) -> None:
+        try:
+            self.connection.send(message)
+        except OSError:
+            return  # a dead child: the next receive says so
+
+    def receive(self) -> tuple[bool, Any]:
+        """(True, result) or (False, what the environment raised); WorkerError when the process is gone."""
+        try:
+            answer: tuple[bool, Any] = self.connection.recv()
+        except (EOFError, OSError):
+            self._process.wait()
+            raise WorkerError(f"the worker process died with exit status {self._process.returncode}") from None
+        return answer
+
+    def replace(self, timeout_s: float) -> None:
+        """Kill the process and start a fresh one, without any episode."""
+        self.kill()
+        self._launch()
+        self.await_ready(timeout_s)
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self._process.kill()
+        self._process.wait()
+        self.connection.close()
+
+    def hang_up(self) -> None:
+        """Tell the process to close its environments and leave."""
+        self.connection.close()
+
+    def finish(self, grace_s: float = 2.0) -> None:
+        """Wait for a process that was told to leave; kill it if it does not."""
+        try:
+            self._process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def serve(fd: int) -> None:
+    """The child's loop: answer messages until the parent closes the connection or dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
+    connection = Connection(fd)
+    try:
+        factory: Callable[[], Env] = pickle.loads(connection.recv_bytes())
+        spare: list[Env] = [factory()]
+    except Exception as error:
+        connection.send((False, describe(error)))
+        return
+    connection.send((True, None))
+    envs: dict[int, Env] = {}
+    while True:
+        try:
+            kind, slot, *arguments = connection.recv()
+        except (EOFError, OSError):
+            break
+        try:
+            if slot not in envs:
+                envs[slot] = spare.pop() if spare else factory()
+            answer = (True, play(envs[slot], kind, *arguments))
+        except Exception as error:
+            answer = (False, describe(error))
+        try:
+            connection.send(answer)
+        except OSError:
+            break
+    for env in [*envs.values(), *spare]:
+        env.close()
+
+
+def play(env: Env, kind: str, *arguments: Any) -> Any:
+    """``reset`` answers (goal, observation), ``step`` a StepResult."""
+    if kind == "reset":
+        observation = env.reset(*arguments)
+        return env.goal, observation
+    return env.step(*arguments)
+
+
+def describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
