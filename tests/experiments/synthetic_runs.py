@@ -50,7 +50,7 @@ def metrics(update: int, updates: int, method: str, random: np.random.Generator)
     record = {
         "update": update, "seconds": 11 + noise(0, 0.6), "rollout_seconds": 7.0, "train_seconds": 3.1,
         "success": 0.25 + 0.4 * share + noise(0, 0.05), "reward_mean": 3.0, "invalid_share": 0.3 * math.exp(-3 * share),
-        "mixed_groups": int(random.integers(2, 8)), "loss": noise(0, 0.02), "ratio_mean": 1.0,
+        "mixed_groups": int(random.integers(2, 8)) / 8, "loss": noise(0, 0.02), "ratio_mean": 1.0,
         "clip_share": abs(noise(0, 0.004)), "kl": 0.02 * share, "entropy": 0.8 - 0.4 * share,
         "grad_norm": abs(noise(0.8, 0.2)), "sampler_gap_max": 10 ** noise(-5.6, 0.2), "tokens/generated": 21000,
         "tokens/student": 60000,

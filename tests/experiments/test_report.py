@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stepopsd.experiments.report import write_report
+from stepopsd.experiments.report import report_from_arguments, write_report
+from stepopsd.experiments.report.command import parse_runs
 from stepopsd.experiments.report.diagnostics import mean_series
 from stepopsd.experiments.report.load import load_run, load_runs
 from stepopsd.experiments.report.sections import comparison
@@ -196,6 +197,20 @@ def test_absent_runs_are_refused(tmp_path):
         load_runs({})
     with pytest.raises(ValueError, match="'GRPO'"):
         load_runs({"GRPO": []})
+
+
+def test_command_collects_seeds_under_their_label(runs, tmp_path, capsys):
+    arguments = tuple(f"{label}={path}" for label in ("StepOPSD", "GRPO") for path in runs[label][:2])
+    assert parse_runs(arguments) == {label: runs[label][:2] for label in ("StepOPSD", "GRPO")}
+    path = report_from_arguments((f"GRPO={runs['GRPO'][0]}",), out=tmp_path)
+    assert capsys.readouterr().out == f"report: {path}\n"
+    assert "there is nothing to compare it with" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("argument", ["runs/grpo", "=runs/grpo", "GRPO="])
+def test_command_refuses_what_is_not_label_and_directory(argument):
+    with pytest.raises(ValueError, match="runs must be LABEL=DIRECTORY"):
+        parse_runs((argument,))
 
 
 def test_methods_are_paired_by_seed_not_by_position(runs):

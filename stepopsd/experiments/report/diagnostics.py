@@ -62,7 +62,7 @@ STEPS = (
 )
 OPTIMISATION = (
     Chart("Success of training episodes", (("success", ""),), share=True),
-    Chart("Groups with wins and losses", (("mixed_groups", ""),)),
+    Chart("Groups with wins and losses", (("mixed_groups", ""),), share=True),
     Chart("Invalid actions", (("invalid_share", ""),), share=True),
     Chart("KL to the start", (("kl", ""),)),
     Chart("Entropy per token (nats)", (("entropy", ""),)),
