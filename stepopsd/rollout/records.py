@@ -9,7 +9,7 @@ import torch
 
 from stepopsd.envs.base import Task
 
-STATUSES = ("success", "step_limit", "context_limit", "time_limit", "env_error")
+STATUSES = ("success", "failure", "step_limit", "context_limit", "time_limit", "env_error")
 
 
 @dataclass(slots=True)
@@ -46,7 +46,7 @@ class Trajectory:
         group_id: Index of the group in this batch; members of a group share task and seed.
         member: Index inside the group.
         reward: Return of the episode (environment reward summed over steps).
-        status: One of ``STATUSES``.
+        status: One of ``STATUSES``; ``failure`` when the environment ended the episode without success.
     """
 
     task: Task

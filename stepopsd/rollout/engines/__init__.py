@@ -1,0 +1,1 @@
+"""Engines sample tokens; each is one file and is imported only when it is used."""

@@ -1,0 +1,311 @@
+"""Batched sampling from a transformers causal LM: our own decode loop over a cache that outlives the turn.
+
+Each token of a conversation is computed once. Within a call all rows decode together; when half of them have
+finished, the others move to the front and the batch shrinks.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from stepopsd.rollout.engines.base import Completion, Sampling
+from stepopsd.rollout.engines.noise import gumbel, row_states
+from stepopsd.rollout.engines.row_cache import RowCache
+
+ATTENTION = ("sdpa", "eager")
+
+
+class TransformersEngine:
+    """Samples from ``model`` as it is now; weights may change between sessions, not within one.
+
+    A row's samples depend on its context and seed, not on its neighbours, up to the rounding of batched matrix
+    products. The model is put in eval mode for the time of a call.
+
+    Args:
+        model: Causal LM with full attention (sliding windows limit ``max_context``), on its device, with the
+            ``sdpa`` or ``eager`` attention implementation.
+        prefill_tokens: Padded tokens per prefill pass; bounds activation memory.
+
+    Raises:
+        ValueError: The attention implementation or a layer type cannot work with per-row caches.
+
+    Example:
+        >>> engine = TransformersEngine(model)                                   # doctest: +SKIP
+        >>> [done] = engine.generate([[5, 6, 7]], Sampling(8), seeds=[0])       # doctest: +SKIP
+        >>> len(done.ids) == len(done.logprobs)                                  # doctest: +SKIP
+        True
+    """
+
+    def __init__(self, model: PreTrainedModel, *, prefill_tokens: int = 32768) -> None:
+        self.model = model
+        self.prefill_tokens = prefill_tokens
+        self.max_context = max_context(model.config)
+        implementation = getattr(model.config, "_attn_implementation", None)
+        if implementation not in ATTENTION:
+            raise ValueError(
+                f"the transformers engine needs attn_implementation in {ATTENTION}, the model has {implementation!r}"
+            )
+        parameters = inspect.signature(model.forward).parameters
+        self._last_only: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seeds: Sequence[int]
+    ) -> list[Completion]:
+        """See ``Engine.generate``."""
+        if len(prompts) != len(seeds):
+            raise ValueError(f"seeds must match prompts one to one, got {len(seeds)} for {len(prompts)}")
+        with self.session() as session:
+            done = session.generate(dict(enumerate(prompts)), sampling, seeds=dict(enumerate(seeds)))
+        return [done[i] for i in range(len(prompts))]
+
+    def session(self) -> TransformersSession:
+        """See ``Engine.session``."""
+        return TransformersSession(self)
+
+    def logits(self, cache: RowCache, rows: slice, ids: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """One forward pass of ``ids`` (n, Q) at ``columns`` (n, Q); -1 marks padding. Returns (n, V) float32.
+
+        Padding lies left, so that the last position is real in every row. It is written behind the row's real
+        columns, where the next tokens overwrite it.
+        """
+        real = columns >= 0
+        missing = (~real).sum(1, keepdim=True)  # (n, 1)
+        behind = columns[:, -1:] + 1 + torch.arange(columns.shape[1], device=columns.device)  # (n, Q)
+        targets = torch.where(real, columns, behind)
+        width = int((columns[:, -1:] + 1 + missing).max())
+        cache.aim(rows, targets, width)
+        readable = torch.arange(width, device=ids.device) <= targets[:, :, None]  # (n, Q, K)
+        dtype = self.model.dtype
+        mask = torch.zeros(readable.shape, dtype=dtype, device=ids.device)
+        mask.masked_fill_(~readable, torch.finfo(dtype).min)
+        out = self.model(
+            input_ids=ids,
+            attention_mask=mask[:, None],  # a 4-D mask is taken as it is
+            position_ids=columns.clamp_min(0),
+            past_key_values=cache,
+            use_cache=True,
+            **self._last_only,
+        )
+        logits: torch.Tensor = out.logits
+        return logits[:, -1].float()
+
+
+@dataclass(slots=True, eq=False)
+class _Row:
+    """One conversation; its index in the session's list is its row in the cache."""
+
+    key: int
+    held: list[int] = field(default_factory=list)  # ids whose keys and values are in the cache
+    seed: int = 0
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish: str = ""
+
+
+class TransformersSession:
+    """Conversations whose keys and values stay in one ``RowCache``; see ``Session``.
+
+    A context may also rewrite what the session holds: the common prefix is kept, the rest is computed again.
+    """
+
+    def __init__(self, engine: TransformersEngine) -> None:
+        self._engine = engine
+        self._cache = RowCache()
+        self._rows: list[_Row] = []
+
+    def __enter__(self) -> TransformersSession:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._rows, self._cache = [], RowCache()
+
+    def generate(
+        self, contexts: Mapping[int, Sequence[int]], sampling: Sampling, *, seeds: Mapping[int, int]
+    ) -> dict[int, Completion]:
+        """See ``Session.generate``."""
+        if not contexts:
+            return {}
+        self._check(contexts, sampling)
+        rows = self._seat(list(contexts))
+        for row in rows:
+            row.seed, row.ids, row.logprobs, row.finish = seeds[row.key] % 2**64, [], [], ""
+        # inference_mode would leave inference tensors in modules that cache (rotary tables) and break training.
+        with torch.no_grad(), eval_mode(self._engine.model):
+            self._decode(self._prefill(contexts, len(rows)), len(rows), sampling)
+        return {row.key: Completion(row.ids, row.logprobs, row.finish) for row in rows}  # type: ignore[arg-type]
+
+    def drop(self, keys: Sequence[int]) -> None:
+        """See ``Session.drop``."""
+        gone = set(keys)
+        kept = [row for row in self._rows if row.key not in gone]
+        self._to_front(kept)
+        del self._rows[len(kept) :]
+
+    def _check(self, contexts: Mapping[int, Sequence[int]], sampling: Sampling) -> None:
+        for key, context in contexts.items():
+            if not context:
+                raise ValueError(f"context {key} is empty; a model call needs at least one token")
+            if len(context) + sampling.max_new_tokens > self._engine.max_context:
+                raise ValueError(
+                    f"context {key} has {len(context)} tokens; with max_new_tokens={sampling.max_new_tokens} it "
+                    f"exceeds the model's {self._engine.max_context} positions"
+                )
+
+    def _seat(self, keys: list[int]) -> list[_Row]:
+        """Rows of ``keys`` in front of the cache; new keys get a row."""
+        by_key = {row.key: row for row in self._rows}
+        for key in keys:
+            if key not in by_key:
+                by_key[key] = _Row(key)
+                self._rows.append(by_key[key])
+        self._cache.reserve(len(self._rows), 1)
+        self._to_front([by_key[key] for key in keys])
+        return self._rows[: len(keys)]
+
+    def _to_front(self, chosen: list[_Row]) -> None:
+        """Swap rows, as few as possible, until the chosen ones come first."""
+        wanted = {id(row) for row in chosen}
+        front, back = range(len(chosen)), range(len(chosen), len(self._rows))
+        out = [i for i in front if id(self._rows[i]) not in wanted]
+        into = [i for i in back if id(self._rows[i]) in wanted]
+        if not out:
+            return
+        width = max(len(self._rows[i].held) for i in (*out, *into))
+        self._cache.swap(out, into, width)
+        for i, j in zip(out, into, strict=True):
+            self._rows[i], self._rows[j] = self._rows[j], self._rows[i]
+
+    def _prefill(self, contexts: Mapping[int, Sequence[int]], count: int) -> torch.Tensor:
+        """Compute what the cache lacks of each context; next-token logits (count, V)."""
+        rows, news = self._rows[:count], []
+        for row in rows:
+            context = list(contexts[row.key])
+            kept = common_prefix(row.held, context[:-1])
+            news.append((kept, context[kept:]))
+            row.held = context
+        pieces, start = [], 0
+        while start < count:
+            stop, longest = start, 0
+            while stop < count and (
+                stop == start
+                or max(longest, len(news[stop][1])) * (stop - start + 1) <= self._engine.prefill_tokens
+            ):
+                longest = max(longest, len(news[stop][1]))
+                stop += 1
+            pieces.append(self._pass(start, news[start:stop]))
+            start = stop
+        return torch.cat(pieces)
+
+    def _pass(self, start: int, news: list[tuple[int, list[int]]]) -> torch.Tensor:
+        """Forward new tokens of rows ``start``...; ``news`` has (first column, ids) per row."""
+        longest = max(len(ids) for _, ids in news)
+        ids = np.zeros((len(news), longest), dtype=np.int64)
+        columns = np.full((len(news), longest), -1, dtype=np.int64)
+        for i, (first, new) in enumerate(news):
+            ids[i, longest - len(new) :] = new
+            columns[i, longest - len(new) :] = np.arange(first, first + len(new))
+        self._cache.reserve(len(self._rows), max(first for first, _ in news) + longest + 1)
+        device = self._engine.model.device
+        return self._engine.logits(
+            self._cache,
+            slice(start, start + len(news)),
+            torch.from_numpy(ids).to(device),
+            torch.from_numpy(columns).to(device),
+        )
+
+    def _decode(self, logits: torch.Tensor, count: int, sampling: Sampling) -> None:
+        """Sample until every one of the first ``count`` rows has stopped or used its budget."""
+        while True:
+            rows = self._rows[:count]
+            running = self._take(rows, logits, sampling)
+            if not running:
+                return
+            if 2 * len(running) <= count:
+                self._to_front(running)
+                count = len(running)
+                rows = self._rows[:count]
+            # A finished row repeats its last token into a column that nobody reads.
+            logits = self._pass(0, [(len(row.held) - (not row.finish), [row.ids[-1]]) for row in rows])
+
+    def _take(self, rows: list[_Row], logits: torch.Tensor, sampling: Sampling) -> list[_Row]:
+        """Sample one token for each row that still runs; returns those that run on."""
+        positions = np.array([len(row.ids) for row in rows], dtype=np.int64)
+        seeds = np.array([row.seed for row in rows], dtype=np.uint64)
+        tokens, logprobs = sample(logits, sampling.temperature, row_states(seeds, positions))
+        running = []
+        for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
+            if row.finish:
+                continue
+            if logprob != logprob:
+                raise FloatingPointError(f"the model gave NaN logits for context {row.key}")
+            row.ids.append(token)
+            row.logprobs.append(logprob)
+            if token in sampling.stop_ids:
+                row.finish = "stop"
+            elif len(row.ids) == sampling.max_new_tokens:
+                row.finish = "length"
+            else:
+                row.held.append(token)  # true once the next pass has run
+                running.append(row)
+        return running
+
+
+def sample(logits: torch.Tensor, temperature: float, states: np.ndarray) -> tuple[list[int], list[float]]:
+    """One token per row by the Gumbel-max rule, or the argmax at temperature 0.
+
+    Args:
+        logits: (N, V) float32.
+        temperature: See ``Sampling``.
+        states: (N,) uint64 noise state per row.
+
+    Returns:
+        Token ids and their log-probs (at temperature 1 for greedy calls).
+    """
+    scaled = logits / temperature if temperature > 0 else logits
+    noisy = scaled + gumbel(states, logits.shape[1], logits.device) if temperature > 0 else scaled
+    tokens = noisy.argmax(dim=1, keepdim=True)  # (N, 1)
+    logprobs = scaled.gather(1, tokens) - scaled.logsumexp(dim=1, keepdim=True)
+    return tokens[:, 0].tolist(), logprobs[:, 0].clamp_max(0.0).tolist()
+
+
+def max_context(config: Any) -> int:
+    """Longest context that full attention over a per-row cache computes exactly for this model."""
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if kinds - {"full_attention", "sliding_attention"}:
+        raise ValueError(f"the transformers engine supports attention layers only, the model has {sorted(kinds)}")
+    limit = getattr(config, "max_position_embeddings", None) or 1 << 30
+    window = getattr(config, "sliding_window", None)
+    windowed = "sliding_attention" in kinds if getattr(config, "layer_types", None) else window is not None
+    return min(limit, window) if windowed and window else limit
+
+
+def common_prefix(held: list[int], context: list[int]) -> int:
+    """Length of the longest common prefix."""
+    if context[: len(held)] == held:
+        return len(held)
+    return next((i for i, (a, b) in enumerate(zip(held, context, strict=False)) if a != b), len(context))
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, every module's own mode again afterwards."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,207 @@
+"""The rollout loop: episodes side by side, one batched model call per round, every token kept."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from stepopsd.envs.base import EnvError, EnvPool, Observation, StepResult, Task
+from stepopsd.rollout.contexts import ContextPolicy, Conversation
+from stepopsd.rollout.engines.base import Completion, Engine, Sampling, Session, call_seed
+from stepopsd.rollout.limits import Limits, status_of
+from stepopsd.rollout.records import Trajectory, Turn
+from stepopsd.rollout.spans import step_spans
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One episode to play; members of a group share task and seed."""
+
+    task: Task
+    seed: int
+    group_id: int
+    member: int
+
+
+def group_jobs(tasks: Sequence[Task], seeds: Sequence[int], group_size: int) -> list[Job]:
+    """``group_size`` members for each task, group by group."""
+    return [
+        Job(task, seed, group_id, member)
+        for group_id, (task, seed) in enumerate(zip(tasks, seeds, strict=True))
+        for member in range(group_size)
+    ]
+
+
+def run_episodes(
+    jobs: Sequence[Job],
+    pool: EnvPool,
+    engine: Engine,
+    context: ContextPolicy,
+    *,
+    limits: Limits,
+    temperature: float,
+    sampling_seed: int = 0,
+    batch_size: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Trajectory]:
+    """Play every job to its end and return the trajectories in job order.
+
+    Free slots are refilled at once, so a slow episode holds up nobody. Samples depend on ``sampling_seed`` and the
+    job alone, so the slot count and ``batch_size`` change the speed, not the result (up to the rounding of batched
+    matrix products).
+
+    Args:
+        jobs: Episodes to play.
+        pool: Environments; reused across calls, closed on KeyboardInterrupt.
+        engine: Sampler.
+        context: What the model sees.
+        limits: Bounds of an episode.
+        temperature: See ``Sampling``.
+        sampling_seed: Distinguishes updates and panels from each other.
+        batch_size: Most episodes at a time; 0 for as many as the pool has slots.
+        progress: Called with (finished, all) after each round that finished an episode.
+
+    Returns:
+        One trajectory per job. An environment failure ends its own trajectory with ``env_error`` or ``time_limit``;
+        such a trajectory may have no turns.
+
+    Raises:
+        ValueError: The limits do not fit the model.
+
+    Example:
+        >>> jobs = group_jobs(tasks, seeds=[0, 1], group_size=8)                          # doctest: +SKIP
+        >>> run_episodes(jobs, pool, engine, context, limits=limits, temperature=1.0)     # doctest: +SKIP
+    """
+    limits.check_engine(engine)
+    sampling = Sampling(limits.max_response_tokens, temperature, context.chat.stop_ids)
+    try:
+        with engine.session() as session:
+            play = _Play(jobs, pool, session, context, limits, sampling, sampling_seed)
+            return play.run(min(batch_size or pool.size, pool.size), progress)
+    except KeyboardInterrupt:
+        pool.close()
+        raise
+
+
+class _Episode:
+    """A job in a slot."""
+
+    __slots__ = ("conversation", "index", "job", "observation", "trajectory")
+
+    def __init__(self, index: int, job: Job, context: ContextPolicy) -> None:
+        self.index, self.job = index, job
+        self.trajectory = Trajectory(job.task, "", job.group_id, job.member, job.seed, context.name)
+        self.observation: Observation
+        self.conversation: Conversation
+
+
+class _Play:
+    """State of one ``run_episodes`` call."""
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        pool: EnvPool,
+        session: Session,
+        context: ContextPolicy,
+        limits: Limits,
+        sampling: Sampling,
+        sampling_seed: int,
+    ) -> None:
+        self.pool, self.session, self.context = pool, session, context
+        self.limits, self.sampling, self.sampling_seed = limits, sampling, sampling_seed
+        self.episodes = [_Episode(i, job, context) for i, job in enumerate(jobs)]
+        self.waiting = deque(self.episodes)
+        self.active: dict[int, _Episode] = {}  # slot -> episode
+        self.finished = 0
+
+    def run(self, slots: int, progress: Callable[[int, int], None] | None) -> list[Trajectory]:
+        while self.waiting or self.active:
+            before = self.finished
+            self._fill([slot for slot in range(slots) if slot not in self.active])
+            self._drop_outgrown()
+            if self.active:
+                self._round()
+            if progress is not None and self.finished > before:
+                progress(self.finished, len(self.episodes))
+        return [episode.trajectory for episode in self.episodes]
+
+    def _fill(self, free: list[int]) -> None:
+        starts = dict(zip(free, [self.waiting.popleft() for _ in free[: len(self.waiting)]], strict=False))
+        if not starts:
+            return
+        opened = self.pool.reset({slot: (e.job.task, e.job.seed) for slot, e in starts.items()})
+        for slot, episode in starts.items():
+            result = opened[slot]
+            if isinstance(result, EnvError):
+                self._end(episode, status_of(result))
+                continue
+            episode.trajectory.goal, episode.observation = result
+            episode.conversation = self.context.open(*result)
+            self.active[slot] = episode
+
+    def _drop_outgrown(self) -> None:
+        for slot, episode in list(self.active.items()):
+            if not self.limits.fits(episode.conversation.prompt_ids):
+                self._end(self.active.pop(slot), "context_limit")
+
+    def _round(self) -> None:
+        """One model call and one environment step for every active episode."""
+        by_slot = dict(self.active)
+        completions = self.session.generate(
+            {e.index: e.conversation.prompt_ids for e in by_slot.values()},
+            self.sampling,
+            seeds={e.index: self._seed(e) for e in by_slot.values()},
+        )
+        for episode in by_slot.values():
+            episode.trajectory.turns.append(self._turn(episode, completions[episode.index]))
+        results = self.pool.step({slot: e.trajectory.turns[-1].action for slot, e in by_slot.items()})
+        for slot, episode in by_slot.items():
+            self._take(slot, episode, results[slot])
+
+    def _seed(self, episode: _Episode) -> int:
+        job = episode.job
+        return call_seed(
+            self.sampling_seed, job.task.task_id, job.seed, job.group_id, job.member, len(episode.trajectory.turns)
+        )
+
+    def _turn(self, episode: _Episode, completion: Completion) -> Turn:
+        chat = self.context.chat
+        content = chat.content(completion.ids)
+        response = chat.text(completion.ids)
+        parsed = self.context.prompting.parse(response)
+        return Turn(
+            prompt_ids=episode.conversation.prompt_ids,
+            response_ids=completion.ids,
+            logprobs=completion.logprobs,
+            spans=step_spans(chat.tokenizer, content, parsed.char_span),
+            observation=episode.observation.text,
+            response=response,
+            action=parsed.action,
+            is_valid=parsed.is_valid,
+        )
+
+    def _take(self, slot: int, episode: _Episode, result: StepResult | EnvError) -> None:
+        trajectory = episode.trajectory
+        if isinstance(result, EnvError):
+            status = status_of(result)
+        else:
+            trajectory.reward += result.reward
+            trajectory.success = result.success
+            if result.done:
+                status = "success" if result.success else "failure"
+            elif len(trajectory.turns) >= self.limits.max_steps:
+                status = "step_limit"
+            else:
+                turn = trajectory.turns[-1]
+                episode.observation = result.observation
+                episode.conversation.advance(turn.response_ids, turn.action, result.observation)
+                return
+        del self.active[slot]
+        self._end(episode, status)
+
+    def _end(self, episode: _Episode, status: str) -> None:
+        episode.trajectory.status = status
+        self.session.drop([episode.index])
+        self.finished += 1
