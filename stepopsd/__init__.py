@@ -17,4 +17,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from stepopsd.ops import shaping
 
-    return getattr(shaping, name)
+    return globals().setdefault(name, getattr(shaping, name))

@@ -58,9 +58,9 @@ def _row_statistics(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Log-prob of each id (n,) and entropy (n,) of (n, V) logits, which are overwritten."""
     vocab = logits.shape[-1]
-    if temperature != 1.0:
-        logits.div_(temperature)
     logits.sub_(logits.amax(-1, keepdim=True))
+    if temperature != 1.0:
+        logits.div_(temperature)  # after the subtraction: a large common offset then costs no precision
     known = (ids >= 0) & (ids < vocab)
     target = logits.gather(-1, ids.where(known, 0)[:, None])[:, 0]
     target = target.where(known, float("nan"))
