@@ -1,6 +1,6 @@
 """Compile the pair kernel without a GPU and read what its machine code does per logit.
 
-`python tests/ops/sass.py` prints the table of benchmarks/results/README.md.
+`python -m tests.ops.sass` prints the table of benchmarks/results/README.md.
 """
 
 from __future__ import annotations
@@ -149,10 +149,10 @@ def inspect_amd() -> dict[str, int]:
 
 
 CHECKED = [
-    *(dict(capability=chip, **flags) for chip in (80, 90, 100) for flags in ({}, {"shifted": True}, {"entropy": True})),
-    dict(capability=90, shifted=True, entropy=True),
-    dict(capability=90, dtype="fp16"),
-    dict(capability=90, dtype="fp32"),
+    *({"capability": chip, **flags} for chip in (80, 90, 100) for flags in ({}, {"shifted": True}, {"entropy": True})),
+    {"capability": 90, "shifted": True, "entropy": True},
+    {"capability": 90, "dtype": "fp16"},
+    {"capability": 90, "dtype": "fp32"},
 ]
 
 
