@@ -11,46 +11,28 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from typing import Any
 
-from stepopsd.envs.base import Env, EnvError, Observation, StepResult, Task
+from stepopsd.envs.base import Env, EnvError, EnvTimeLimit, Observation, StepResult, Task
 from stepopsd.envs.worker import Worker, WorkerError, describe, play
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """Wall-clock limits in seconds; ``inf`` turns one off.
-
-    Attributes:
-        step_s: One step.
-        reset_s: One reset, which may have to load a game.
-        episode_s: All calls of an episode together, its reset included.
-        start_s: A worker process until its first environment stands.
-    """
-
-    step_s: float = 30.0
-    reset_s: float = 120.0
-    episode_s: float = 600.0
-    start_s: float = 120.0
+class _Limits:
+    step_timeout_s: float
+    reset_timeout_s: float
+    episode_timeout_s: float
 
     def __post_init__(self) -> None:
-        for name in ("step_s", "reset_s", "episode_s", "start_s"):
+        for name in self.__slots__:
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be greater than 0, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be greater than 0 (inf for none), got {getattr(self, name)}")
 
     def allowance(self, kind: str, used_s: float) -> tuple[float, str]:
-        """Seconds that a call may take, and the limit in words."""
-        limit = self.reset_s if kind == "reset" else self.step_s
-        if self.episode_s - used_s < limit:
-            return max(self.episode_s - used_s, 0.0), f"the episode's time limit of {self.episode_s:g} s"
-        return limit, f"the time limit of {limit:g} s for one {kind}"
-
-
-def make_pool(
-    factory: Callable[[], Env], size: int, *, workers: int = 0, limits: Limits | None = None
-) -> InlinePool | ProcessPool:
-    """``size`` slots in this process (``workers`` 0) or in worker processes; see the two classes."""
-    if workers == 0:
-        return InlinePool(factory, size, limits=limits)
-    return ProcessPool(factory, size, workers=workers, limits=limits)
+        """Seconds that a call may take in an episode that has used some, and the limit in words."""
+        limit = self.reset_timeout_s if kind == "reset" else self.step_timeout_s
+        if self.episode_timeout_s - used_s < limit:
+            remaining = max(self.episode_timeout_s - used_s, 0.0)
+            return remaining, f"the limit of {self.episode_timeout_s:g} s for the episode's environment time"
+        return limit, f"the limit of {limit:g} s for one {kind}"
 
 
 @dataclass(slots=True)
@@ -69,16 +51,17 @@ class _Episode:
 @dataclass(frozen=True, slots=True)
 class _Failure:
     cause: str
+    timed_out: bool = False
 
 
 class _Pool(ABC):
     """Slot bookkeeping; how calls are played is the subclass's business."""
 
-    def __init__(self, size: int, limits: Limits) -> None:
+    def __init__(self, size: int, limits: _Limits) -> None:
         if size < 1:
             raise ValueError(f"size must be at least 1, got {size}")
         self.size = size
-        self.limits = limits
+        self._limits = limits
         self._episodes: dict[int, _Episode] = {}
         self._closed = False
 
@@ -92,7 +75,7 @@ class _Pool(ABC):
         for slot in sorted(starts):
             outcome = outcomes[slot]
             if isinstance(outcome, _Failure):
-                results[slot] = self._fail(slot, outcome.cause)
+                results[slot] = self._fail(slot, outcome)
             else:
                 self._episodes[slot].seen = outcome[1]
                 results[slot] = outcome
@@ -117,16 +100,17 @@ class _Pool(ABC):
         if episode.failure is not None:
             return episode.failure
         if isinstance(outcome, _Failure):
-            return self._fail(slot, outcome.cause)
+            return self._fail(slot, outcome)
         result: StepResult = outcome
         episode.actions.append(action)
         episode.seen = result.observation
         episode.over = result.done
         return result
 
-    def _fail(self, slot: int, cause: str) -> EnvError:
+    def _fail(self, slot: int, failure: _Failure) -> EnvError:
         episode = self._episodes[slot]
-        episode.failure = EnvError(f"{episode.task.task_id}: {cause}")
+        kind = EnvTimeLimit if failure.timed_out else EnvError
+        episode.failure = kind(f"{episode.task.task_id}: {failure.cause}")
         return episode.failure
 
     def _check(self, slots: Iterable[int]) -> None:
@@ -154,11 +138,20 @@ class InlinePool(_Pool):
     Args:
         factory: Makes one environment; called when a slot is first used, once right away.
         size: Number of slots.
-        limits: Wall-clock limits.
+        step_timeout_s, reset_timeout_s, episode_timeout_s: Wall-clock limits of one step, one reset (which may have
+            to load a game) and all calls of an episode together; ``inf`` for none.
     """
 
-    def __init__(self, factory: Callable[[], Env], size: int, *, limits: Limits | None = None) -> None:
-        super().__init__(size, limits or Limits())
+    def __init__(
+        self,
+        factory: Callable[[], Env],
+        size: int,
+        *,
+        step_timeout_s: float = 30.0,
+        reset_timeout_s: float = 120.0,
+        episode_timeout_s: float = 600.0,
+    ) -> None:
+        super().__init__(size, _Limits(step_timeout_s, reset_timeout_s, episode_timeout_s))
         self._factory = factory
         self._spare = [factory()]
         self._envs: dict[int, Env] = {}
@@ -168,7 +161,7 @@ class InlinePool(_Pool):
 
     def _play_one(self, slot: int, call: tuple[Any, ...]) -> Any:
         episode = self._episodes[slot]
-        allowed, limit = self.limits.allowance(call[0], episode.used_s)
+        allowed, limit = self._limits.allowance(call[0], episode.used_s)
         started = time.monotonic()
         try:
             if slot not in self._envs:
@@ -178,7 +171,9 @@ class InlinePool(_Pool):
             return _Failure(describe(error))
         elapsed = time.monotonic() - started
         episode.used_s += elapsed
-        return outcome if elapsed <= allowed else _Failure(f"{call[0]} took {elapsed:.1f} s, over {limit}")
+        if elapsed > allowed:
+            return _Failure(f"a {call[0]} took {elapsed:.1f} s and passed {limit}", timed_out=True)
+        return outcome
 
     def close(self) -> None:
         """Close every environment."""
@@ -216,7 +211,9 @@ class ProcessPool(_Pool):
         factory: Makes one environment; must be picklable (a class or ``functools.partial`` at module level).
         size: Number of slots.
         workers: Number of processes; more than ``size`` are not started.
-        limits: Wall-clock limits.
+        step_timeout_s, reset_timeout_s, episode_timeout_s: As for ``InlinePool``; the worker of a call that takes
+            longer is killed.
+        start_timeout_s: Wall-clock limit for a worker process until its first environment stands.
 
     Raises:
         WorkerError: A worker cannot start or cannot make its environment.
@@ -227,16 +224,25 @@ class ProcessPool(_Pool):
     """
 
     def __init__(
-        self, factory: Callable[[], Env], size: int, *, workers: int, limits: Limits | None = None
+        self,
+        factory: Callable[[], Env],
+        size: int,
+        *,
+        workers: int,
+        step_timeout_s: float = 30.0,
+        reset_timeout_s: float = 120.0,
+        episode_timeout_s: float = 600.0,
+        start_timeout_s: float = 120.0,
     ) -> None:
-        super().__init__(size, limits or Limits())
+        super().__init__(size, _Limits(step_timeout_s, reset_timeout_s, episode_timeout_s))
+        self._start_timeout_s = start_timeout_s
         if workers < 1:
             raise ValueError(f"workers must be at least 1, got {workers}")
         self._lanes = [_Lane(Worker(factory)) for _ in range(min(workers, size))]
         self._finalizer = weakref.finalize(self, _stop, [lane.worker for lane in self._lanes])
         try:
             for lane in self._lanes:
-                lane.worker.await_ready(self.limits.start_s)
+                lane.worker.await_ready(self._start_timeout_s)
         except WorkerError:
             self.close()
             raise
@@ -254,7 +260,8 @@ class ProcessPool(_Pool):
                 if lane.worker.connection in ready:
                     self._take_answer(lane, calls, outcomes)
                 elif time.monotonic() >= lane.deadline:
-                    self._give_up(lane, calls, outcomes, f"a call did not return within {lane.limit}")
+                    cause = f"a {lane.messages[0][0]} passed {lane.limit}"
+                    self._give_up(lane, calls, outcomes, _Failure(cause, timed_out=True))
         return outcomes
 
     def _lane(self, slot: int) -> _Lane:
@@ -274,7 +281,7 @@ class ProcessPool(_Pool):
 
     def _send(self, lane: _Lane) -> None:
         kind, *arguments = lane.messages[0]
-        allowed, lane.limit = self.limits.allowance(kind, self._episodes[lane.slot].used_s)
+        allowed, lane.limit = self._limits.allowance(kind, self._episodes[lane.slot].used_s)
         lane.sent_at = time.monotonic()
         lane.deadline = lane.sent_at + allowed
         lane.worker.send((kind, lane.slot, *arguments))
@@ -284,7 +291,7 @@ class ProcessPool(_Pool):
         try:
             ok, answer = lane.worker.receive()
         except WorkerError as error:
-            self._give_up(lane, calls, outcomes, str(error))
+            self._give_up(lane, calls, outcomes, _Failure(str(error)))
             return
         lane.messages.popleft()
         if not ok:
@@ -301,11 +308,11 @@ class ProcessPool(_Pool):
         self._next_slot(lane, calls)
 
     def _give_up(
-        self, lane: _Lane, calls: dict[int, tuple[Any, ...]], outcomes: dict[int, Any], cause: str
+        self, lane: _Lane, calls: dict[int, tuple[Any, ...]], outcomes: dict[int, Any], failure: _Failure
     ) -> None:
         """Fail the slot in flight, replace its worker and mark the worker's other episodes for replay."""
-        outcomes[lane.slot] = _Failure(cause)
-        lane.worker.replace(self.limits.start_s)
+        outcomes[lane.slot] = failure
+        lane.worker.replace(self._start_timeout_s)
         for slot, episode in self._episodes.items():
             if self._lane(slot) is lane:
                 episode.lost = True
