@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -81,6 +82,17 @@ def test_every_data_file_of_the_package_is_in_the_wheel(checkout):
     packed = set(zipfile.ZipFile(wheel(checkout, STEPOPSD_BUILD="python")).namelist())
     files = (p for p in (checkout / "stepopsd").rglob("*") if p.is_file() and p.suffix != ".pyc")
     assert {str(p.relative_to(checkout)) for p in files} <= packed
+
+
+def test_the_source_archive_carries_the_kernels_and_nothing_compiled(checkout):
+    (checkout / "stepopsd" / "_native.abc.so").write_bytes(b"left by an earlier build")
+    assert run(["setup.py", "-q", "sdist"], checkout, STEPOPSD_BUILD="python").returncode == 0
+    (archive,) = (checkout / "dist").glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+    kernels = {str(p.relative_to(checkout)) for p in (checkout / "csrc").rglob("*") if p.is_file()}
+    assert kernels <= names
+    assert not [name for name in names if name.endswith((".so", ".o"))]
 
 
 def test_without_a_compiler_auto_goes_on_and_says_why(checkout):
