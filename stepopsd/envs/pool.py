@@ -191,7 +191,6 @@ class _Lane:
     waiting: deque[int] = field(default_factory=deque)
     slot: int = -1
     messages: deque[tuple[Any, ...]] = field(default_factory=deque)
-    sent_at: float = 0.0
     deadline: float = float("inf")
     limit: str = ""
 
@@ -259,7 +258,7 @@ class ProcessPool(_Pool):
             for lane in busy:
                 if lane.worker.connection in ready:
                     self._take_answer(lane, calls, outcomes)
-                elif time.monotonic() >= lane.deadline:
+                elif time.monotonic() >= lane.deadline and not lane.worker.connection.poll():
                     cause = f"a {lane.messages[0][0]} passed {lane.limit}"
                     self._give_up(lane, calls, outcomes, _Failure(cause, timed_out=True))
         return outcomes
@@ -282,14 +281,13 @@ class ProcessPool(_Pool):
     def _send(self, lane: _Lane) -> None:
         kind, *arguments = lane.messages[0]
         allowed, lane.limit = self._limits.allowance(kind, self._episodes[lane.slot].used_s)
-        lane.sent_at = time.monotonic()
-        lane.deadline = lane.sent_at + allowed
+        lane.deadline = time.monotonic() + allowed
         lane.worker.send((kind, lane.slot, *arguments))
 
     def _take_answer(self, lane: _Lane, calls: dict[int, tuple[Any, ...]], outcomes: dict[int, Any]) -> None:
         episode = self._episodes[lane.slot]
         try:
-            ok, answer = lane.worker.receive()
+            ok, answer, seconds = lane.worker.receive()
         except WorkerError as error:
             self._give_up(lane, calls, outcomes, _Failure(str(error)))
             return
@@ -297,7 +295,7 @@ class ProcessPool(_Pool):
         if not ok:
             outcomes[lane.slot] = _Failure(answer)
         elif not lane.messages:
-            episode.used_s += time.monotonic() - lane.sent_at
+            episode.used_s += seconds
             episode.lost = False
             outcomes[lane.slot] = answer
         elif len(lane.messages) == 1 and _observation(answer) != episode.seen:

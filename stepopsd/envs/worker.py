@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -63,7 +64,7 @@ class Worker:
         if not self.connection.poll(timeout_s):
             self.kill()
             raise WorkerError(f"an environment worker did not start within {timeout_s:g} s")
-        ok, reason = self.receive()
+        ok, reason, _ = self.receive()
         if not ok:
             self.kill()
             raise WorkerError(f"an environment worker could not make its environment: {reason}")
@@ -74,10 +75,14 @@ class Worker:
         except OSError:
             return  # a dead child: the next receive says so
 
-    def receive(self) -> tuple[bool, Any]:
-        """(True, result) or (False, what the environment raised); WorkerError when the process is gone."""
+    def receive(self) -> tuple[bool, Any, float]:
+        """(True, result, seconds) or (False, what the environment raised, seconds).
+
+        Raises:
+            WorkerError: The process is gone.
+        """
         try:
-            answer: tuple[bool, Any] = self.connection.recv()
+            answer: tuple[bool, Any, float] = self.connection.recv()
         except (EOFError, OSError):
             self._process.wait()
             raise WorkerError(f"the worker process died with exit status {self._process.returncode}") from None
@@ -116,23 +121,24 @@ def serve(fd: int) -> None:
         factory: Callable[[], Env] = pickle.loads(connection.recv_bytes())
         spare: list[Env] = [factory()]
     except Exception as error:
-        connection.send((False, describe(error)))
+        connection.send((False, describe(error), 0.0))
         return
-    connection.send((True, None))
+    connection.send((True, None, 0.0))
     envs: dict[int, Env] = {}
     while True:
         try:
             kind, slot, *arguments = connection.recv()
         except (EOFError, OSError):
             break
+        started = time.monotonic()
         try:
             if slot not in envs:
                 envs[slot] = spare.pop() if spare else factory()
-            answer = (True, play(envs[slot], kind, *arguments))
+            ok, answer = True, play(envs[slot], kind, *arguments)
         except Exception as error:
-            answer = (False, describe(error))
+            ok, answer = False, describe(error)
         try:
-            connection.send(answer)
+            connection.send((ok, answer, time.monotonic() - started))
         except OSError:
             break
     for env in [*envs.values(), *spare]:
