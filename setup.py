@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent.resolve()
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 FLAGS = [
     "-std=c++17", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-pthread", "-Wall", "-Wextra",
-]  # fmt: skip
+]
 LINK = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared", "-pthread"]
 ISA_FLAGS = {
     "rows_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
