@@ -1,0 +1,176 @@
+"""The demo's starting policy: expert demonstrations on generated games -> supervised training -> a model folder.
+
+    python -m stepopsd.experiments.warmstart --out models/tiny
+
+It learns from games of the training layouts only, and none of them has the content of a bundled game.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from stepopsd.envs.games.goals import WORDINGS
+from stepopsd.envs.games.rooms import FULL_RECEPTACLES, LAMP, PLACES, TINY_RECEPTACLES
+from stepopsd.experiments.demonstrations import Demonstration, DemonstrationConfig, iter_demonstrations
+from stepopsd.experiments.sft import FitConfig, WeightedRow, fit
+from stepopsd.experiments.tiny_model import END, TinyModelConfig, build_model, build_tokenizer, save, vocabulary
+from stepopsd.rollout.chat import ChatFormat
+from stepopsd.train.hindsight import number_actions, render_hindsight
+
+
+@dataclass(frozen=True, slots=True)
+class WarmStartConfig:
+    """Everything the starting policy depends on.
+
+    Attributes:
+        observation_weight: Loss weight of what the environment says, relative to imitated actions. Without it the
+            model does not learn which names belong together, and solves nothing.
+        seed: Seeds games, noise, parameters and row order.
+        workers: Processes that play the demonstrations; changes the speed, not the result.
+        threads: Threads of the training; 0 leaves torch's own number.
+    """
+
+    model: TinyModelConfig = field(default_factory=TinyModelConfig)
+    demonstrations: DemonstrationConfig = field(default_factory=DemonstrationConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
+    observation_weight: float = 0.3
+    seed: int = 0
+    workers: int = 2
+    threads: int = 2
+
+
+def make_warm_start(
+    out: str | Path, config: WarmStartConfig | None = None, *, say: Callable[[str], None] = print
+) -> Path:
+    """Make the starting policy and save it with its tokenizer.
+
+    Args:
+        out: Folder to write; what ``from_pretrained`` reads.
+        say: Receives progress lines.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ModuleNotFoundError: alfworld or textworld is not installed.
+
+    Example:
+        >>> make_warm_start("models/tiny", WarmStartConfig(seed=1))     # doctest: +SKIP
+    """
+    config = config or WarmStartConfig()
+    demonstrations = collect(replace(config.demonstrations, seed=config.seed), workers=config.workers, say=say)
+    tokenizer = demo_tokenizer(demonstrations)
+    chat = ChatFormat(tokenizer)
+    rows = [training_row(chat, d, observation_weight=config.observation_weight) for d in demonstrations]
+    model = build_model(tokenizer, config.model, seed=config.seed)
+    parameters = sum(p.numel() for p in model.parameters())
+    tokens = sum(len(row.ids) for row in rows)
+    say(f"{parameters:,} parameters, {len(tokenizer)} words, {len(rows)} rows, {tokens:,} tokens")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.threads or threads)
+    try:
+        fit(model, rows, replace(config.fit, seed=config.seed), pad_id=chat.tokenizer.pad_token_id, say=say)
+    finally:
+        torch.set_num_threads(threads)
+    save(model.to(torch.bfloat16), tokenizer, out)
+    return Path(out)
+
+
+def collect(
+    config: DemonstrationConfig, *, workers: int, say: Callable[[str], None] = print
+) -> list[Demonstration]:
+    """All demonstrations, with a progress line per 500 games."""
+    start = time.monotonic()
+    found: list[Demonstration] = []
+    for number, demonstrations in enumerate(iter_demonstrations(config, workers=workers), start=1):
+        found += demonstrations
+        if number % 500 == 0 or number == config.games:
+            say(f"games {number}/{config.games}  demonstrations {len(found)}  {time.monotonic() - start:.0f} s")
+    return found
+
+
+def training_row(chat: ChatFormat, demonstration: Demonstration, *, observation_weight: float) -> WeightedRow:
+    """A demonstration as the ids that a dialogue rollout would hold, with the loss weight of each.
+
+    Imitated actions, with the id that ends the turn, weigh 1; the environment's words ``observation_weight``;
+    actions that are not imitated and the hindsight block 0.
+    """
+    tokenizer = chat.tokenizer
+    ids: list[int] = []
+    weights: list[float] = []
+
+    def add(new: list[int], weight: float) -> None:
+        ids.extend(new)
+        weights.extend([weight] * len(new))
+
+    hint = tokenizer(demonstration.hint, add_special_tokens=False)["input_ids"]
+    response: list[int] = []
+    for turn, message in enumerate(demonstration.messages):
+        add(chat.followup(message, response) if turn else chat.opening(message), observation_weight)
+        if demonstration.hint and turn == max(demonstration.hint_turn, 0):
+            if demonstration.hint_turn < 0:  # at the end of the opening message: before the generation prompt
+                ids[-1:] = [*hint, ids[-1]]
+                weights[-1:] = [0.0] * (len(hint) + 1)
+            else:
+                add(hint, 0.0)
+        action = f"<action>{demonstration.actions[turn]}</action>{END}"
+        response = tokenizer(action, add_special_tokens=False)["input_ids"]
+        add(response, float(demonstration.imitated[turn]))
+    return WeightedRow(ids, weights)
+
+
+def demo_tokenizer(demonstrations: Sequence[Demonstration]) -> PreTrainedTokenizerFast:
+    """A tokenizer that knows the demonstrations, all that tiny games can name, and the hindsight block."""
+    return build_tokenizer(vocabulary([*_known_texts(), *_spoken(demonstrations)]))
+
+
+def _spoken(demonstrations: Iterable[Demonstration]) -> Iterable[str]:
+    for demonstration in demonstrations:
+        yield from demonstration.messages
+        yield from demonstration.actions
+
+
+def _known_texts() -> list[str]:
+    """What may be said whether or not a demonstration happened to say it."""
+    tables = (*PLACES.values(), *TINY_RECEPTACLES.values(), *FULL_RECEPTACLES.values())
+    names = [kind for table in tables for kind in table]
+    goals = [wording for wordings in WORDINGS.values() for wording in wordings]
+    return [
+        " ".join([*names, LAMP]).lower(),
+        " ".join(goals).format(obj="", recep=""),
+        number_actions(["<action>look</action>"] * 50),
+        *(render_hindsight(success, "") for success in (True, False)),
+        "<think></think> Nothing happens. inventory examine close open use help",
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line of this module."""
+    defaults = WarmStartConfig()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", required=True, help="folder to write the model and its tokenizer to")
+    parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--games", type=int, default=defaults.demonstrations.games)
+    parser.add_argument("--epochs", type=int, default=defaults.fit.epochs)
+    parser.add_argument("--workers", type=int, default=defaults.workers)
+    parser.add_argument("--threads", type=int, default=defaults.threads)
+    chosen = parser.parse_args(argv)
+    config = WarmStartConfig(
+        demonstrations=DemonstrationConfig(games=chosen.games),
+        fit=FitConfig(epochs=chosen.epochs),
+        seed=chosen.seed,
+        workers=chosen.workers,
+        threads=chosen.threads,
+    )
+    make_warm_start(chosen.out, config)
+
+
+if __name__ == "__main__":
+    main()
