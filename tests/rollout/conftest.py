@@ -31,7 +31,7 @@ def bpe() -> Any:
         vocab_size=400, special_tokens=SPECIALS, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    core.train_from_iterator(LINES * 3, trainer)
+    core.train_from_iterator([*LINES * 3, "><" * 400, "> " * 400], trainer)
     return wrap(core)
 
 
