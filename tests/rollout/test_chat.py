@@ -17,7 +17,7 @@ THINKING = (
 
 
 def with_template(tokenizer: Any, template: str | None) -> Any:
-    changed = copy.copy(tokenizer)
+    changed = copy.deepcopy(tokenizer)
     changed.chat_template = template
     return changed
 
@@ -52,7 +52,7 @@ def test_final_stop_id_is_not_part_of_the_text(bpe: Any, chat: ChatFormat) -> No
 
 
 def test_end_of_turn_token_of_a_base_tokenizer_is_a_stop_id(bpe: Any) -> None:
-    base = copy.copy(bpe)
+    base = copy.deepcopy(bpe)
     base.eos_token = "<|pad|>"
     assert ChatFormat(base).stop_ids == {bpe.convert_tokens_to_ids(t) for t in ("<|end|>", "<|pad|>")}
 
