@@ -1,0 +1,1 @@
+"""Benchmarks: what the ops cost, next to what people write without them."""
