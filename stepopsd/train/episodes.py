@@ -9,9 +9,8 @@ from stepopsd.envs.alfworld import AlfworldEnv, list_tasks
 from stepopsd.envs.base import EnvPool, Task
 from stepopsd.envs.games.bundle import bundled_root
 from stepopsd.envs.pool import InlinePool, ProcessPool
-from stepopsd.envs.wording import Wording
 from stepopsd.rollout.chat import ChatFormat
-from stepopsd.rollout.contexts import ContextPolicy, DialogueContext, TurnContext
+from stepopsd.rollout.contexts import ContextPolicy, DialogueContext, Prompting, TurnContext
 from stepopsd.rollout.engines.transformers import TransformersEngine
 from stepopsd.rollout.limits import Limits
 from stepopsd.rollout.loop import group_jobs, run_episodes
@@ -85,8 +84,8 @@ class Episodes:
 
 def _context(config: RunConfig, policy: Policy) -> ContextPolicy:
     chat = ChatFormat(policy.tokenizer, enable_thinking=config.env.think)
-    wording = Wording(config.env.history, config.env.think, config.env.prompt_style)
-    return {"turn": TurnContext, "dialogue": DialogueContext}[config.rollout.context](chat, wording)
+    prompting = Prompting(config.env.history, config.env.think, config.env.prompt_style)
+    return {"turn": TurnContext, "dialogue": DialogueContext}[config.rollout.context](chat, prompting)
 
 
 def _make_pool(config: EnvConfig, size: int) -> EnvPool:

@@ -39,11 +39,13 @@ class Trainer:
 
     def __init__(self, config: RunConfig) -> None:
         from accelerate import Accelerator
+        from transformers.utils.logging import disable_progress_bar
 
         self.config = config
         self.run_dir = Path(config.run_dir)
         self.tasks = tasks_of(config.env, config.env.train_split)
         self.panels = {s: panel(tasks_of(config.env, s), config.eval.games) for s in config.env.eval_splits}
+        disable_progress_bar()
         self.accelerator = Accelerator(cpu=_wants_cpu(config.device))
         torch.manual_seed(config.seed)
         self.policy = load_policy(config.model, self.accelerator.device)

@@ -27,6 +27,7 @@ def make_policy(seed: int = 0) -> Policy:
         tokenizer_object=words, pad_token="<pad>", unk_token="<unk>", eos_token="<|im_end|>"
     )
     tokenizer.chat_template = TEMPLATE
+    torch.set_num_threads(1)  # tiny matrices: a second thread only waits
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=len(WORDS), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,

@@ -1,0 +1,151 @@
+"""Whole runs on a word game: identities that hold bit for bit, resuming, learning, and what a run leaves behind."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import make_policy
+from toy import TASKS, WordGame, config
+
+from stepopsd.train import episodes
+from stepopsd.train.trainer import Trainer
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    monkeypatch.setattr(episodes, "AlfworldEnv", WordGame)
+    monkeypatch.setattr("stepopsd.train.trainer.tasks_of", lambda env, split: TASKS)
+    policy = make_policy()
+    policy.model.save_pretrained(tmp_path / "model")
+    policy.tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def train(run):
+    trainer = Trainer(run)
+    trainer.run()
+    return trainer
+
+
+def parameters(trainer):
+    return torch.cat([p.detach().flatten() for p in trainer.policy.model.parameters()])
+
+
+def log(trainer, name="metrics"):
+    return [json.loads(line) for line in (trainer.run_dir / f"{name}.jsonl").read_text().splitlines()]
+
+
+def test_zero_lambda_trains_to_the_bits_of_grpo(model, tmp_path):
+    grpo = train(config(tmp_path / "a", model, credit={"name": "grpo"}))
+    options = {"name": "stepopsd", "lambda_mix": 0.0, "diagnose_every": 1}
+    same = train(config(tmp_path / "b", model, credit=options))
+    shaped = train(config(tmp_path / "c", model, credit={**options, "lambda_mix": 1.0, "alpha_clip": 0.9}))
+    assert any(r["mixed_groups"] > 0 for r in log(grpo))
+    assert any(r["delta/std"] > 0 for r in log(same) if "delta/std" in r)
+    assert torch.equal(parameters(grpo), parameters(same))
+    assert not torch.equal(parameters(grpo), parameters(shaped))
+
+
+@pytest.mark.parametrize("context", ["dialogue", "turn"])
+def test_resumed_run_equals_uninterrupted_run(model, tmp_path, context):
+    credit = {"name": "stepopsd", "teacher_refresh_every": 2, "lambda_mix": 1.0, "alpha_clip": 0.9}
+    whole = config(tmp_path / "whole", model, credit=credit, rollout={
+        "context": context, "groups": 4, "group_size": 4, "max_prompt_tokens": 100, "max_response_tokens": 4,
+    }, optim={"updates": 6}, loss={"kl_coef": 0.01})  # fmt: skip
+    uninterrupted = train(whole)
+    first = replace(whole, run_dir=str(tmp_path / "parts"), optim=replace(whole.optim, updates=3))
+    train(first)
+    resumed = train(replace(first, optim=replace(whole.optim, updates=6)))
+    assert torch.equal(parameters(uninterrupted), parameters(resumed))
+    assert [r["update"] for r in log(resumed)] == [1, 2, 3, 4, 5, 6]
+    for a, b in zip(log(uninterrupted), log(resumed), strict=True):
+        assert a["loss"] == b["loss"]
+        assert a.get("delta/std") == b.get("delta/std")
+
+
+@pytest.mark.parametrize("old_logprobs", ["recompute", "sampled"])
+def test_sampler_and_trainer_agree(model, tmp_path, old_logprobs):
+    trainer = train(config(tmp_path / "run", model, optim={"old_logprobs": old_logprobs}))
+    gaps = [r["sampler_gap_max"] for r in log(trainer)]
+    assert 0 < max(gaps) < 1e-4
+
+
+def test_without_advantage_nothing_moves(model, tmp_path):
+    trainer = train(config(tmp_path / "run", model, env={"max_steps": 1}))  # nobody can win in one step
+    before = make_policy().model.state_dict()
+    for name, value in trainer.policy.model.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+
+
+def test_microbatches_do_not_change_the_update(model, tmp_path):
+    a, b = (
+        train(config(tmp_path / str(tokens), model, optim={"updates": 1, "microbatch_tokens": tokens, "lr": 1e-4}))
+        for tokens in (40, 100_000)
+    )
+    torch.testing.assert_close(parameters(a), parameters(b), atol=2e-5, rtol=0)
+
+
+def test_it_learns_the_word(model, tmp_path):
+    options = {"optim": {"updates": 25, "lr": 5e-3}, "rollout": {"groups": 8, "group_size": 8}}
+    trainer = train(config(tmp_path / "run", model, **options))
+    success = [r["success"] for r in log(trainer)]
+    assert sum(success[:3]) / 3 < 0.6
+    assert sum(success[-3:]) / 3 > 0.9
+
+
+def test_shuffled_advantages_are_dealt_to_other_rows(model, tmp_path):
+    plain = train(config(tmp_path / "a", model, optim={"updates": 1}))
+    shuffled = train(config(tmp_path / "b", model, optim={"updates": 1}, credit={"control": "shuffled_advantages"}))
+    assert not torch.equal(parameters(plain), parameters(shuffled))
+    assert log(plain)[0]["advantage/std"] == pytest.approx(log(shuffled)[0]["advantage/std"], rel=1e-5)
+
+
+def test_run_directory_holds_the_evidence(model, tmp_path):
+    trainer = train(config(tmp_path / "run", model, credit={"name": "stepopsd"}, transcripts_every=1))
+    assert {p.name for p in trainer.run_dir.iterdir()} >= {
+        "config.yaml", "environment.json", "metrics.jsonl", "evaluations.jsonl", "transcripts.jsonl", "checkpoints",
+    }  # fmt: skip
+    panels = log(trainer, "evaluations")
+    assert [(r["update"], r["task_id"]) for r in panels] == [(u, t) for u in (0, 3) for t in ("game-0", "game-4")]
+    turn = log(trainer, "transcripts")[0]["turns"][0]
+    lengths = {len(turn[key]) for key in ("tokens", "advantages", "shaped", "delta", "weights", "in_span")}
+    assert len(lengths) == 1
+    facts = json.loads((trainer.run_dir / "environment.json").read_text())
+    assert facts["torch"] == torch.__version__
+
+
+def test_interrupt_keeps_the_finished_updates(model, tmp_path, monkeypatch):
+    run = config(tmp_path / "run", model, optim={"updates": 4})
+    whole = train(replace(run, run_dir=str(tmp_path / "whole")))
+    trainer = Trainer(run)
+    monkeypatch.setattr(trainer.metrics, "append", _interrupt_at(trainer.metrics.append, 3))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    again = train(run)
+    assert torch.equal(parameters(again), parameters(whole))
+
+
+def _interrupt_at(append, update):
+    def wrapped(record):
+        append(record)
+        if record.get("update") == update:
+            raise KeyboardInterrupt
+
+    return wrapped
+
+
+def test_a_finished_run_is_not_overwritten_without_resume(model, tmp_path):
+    run = config(tmp_path / "run", model, optim={"updates": 1})
+    train(run)
+    with pytest.raises(ValueError, match="already holds a run"):
+        Trainer(replace(run, resume=False)).run()
+
+
+def test_cuda_is_refused_where_there_is_none(model, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ValueError, match="device is cuda"):
+        Trainer(config(tmp_path / "run", model, device="cuda"))
