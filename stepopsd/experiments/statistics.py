@@ -121,11 +121,8 @@ def success_interval(outcomes: Sequence[Sequence[bool]], *, confidence: float = 
     rates = np.array([run.mean() for run in runs])
     mean = float(rates.mean())
     low, high = min(pooled.low, mean), max(pooled.high, mean)
-    if rates.size >= MIN_SEEDS_FOR_SPREAD:
-        spread = float(rates.std(ddof=1)) / math.sqrt(rates.size)
-        half = student_quantile(rates.size - 1, confidence) * spread
-        low, high = min(low, max(0.0, mean - half)), max(high, min(1.0, mean + half))
-    return Interval(mean, low, high, pooled.n)
+    half = _seed_half_width(rates, confidence)
+    return Interval(mean, min(low, max(0.0, mean - half)), max(high, min(1.0, mean + half)), pooled.n)
 
 
 def success_by_kind(
@@ -192,7 +189,8 @@ def paired_difference(
 
     Each resample draws games with replacement and, independently, seeds with replacement; both sides use the
     same draw, so what a game or a seed does to both cancels. With one seed only games are drawn, and the
-    interval says nothing about a repeat of the training.
+    interval says nothing about a repeat of the training. From three seeds on the limits are never narrower than
+    the Student interval over the seeds' differences: resampling a handful of seeds understates their spread.
 
     Args:
         baseline: (seeds, games) mean success, 0 to 1.
@@ -202,7 +200,7 @@ def paired_difference(
         seed: Seed of the resampling; equal seeds give equal limits.
 
     Returns:
-        Mean difference and percentile limits; ``n`` is the number of games. NaN when there are no games.
+        Mean difference and limits inside [-1, 1]; ``n`` is the number of games. NaN when there are no games.
 
     Raises:
         ValueError: Shapes differ or are not two-dimensional, NaN in the input, or an argument out of range.
@@ -232,7 +230,9 @@ def paired_difference(
     means = ((game_draws @ difference.T) * seed_draws).sum(axis=1) / (seeds * games)
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
-    return Interval(float(difference.mean()), float(low), float(high), games)
+    mean = float(difference.mean())
+    half = _seed_half_width(difference.mean(axis=1), confidence)
+    return Interval(mean, min(float(low), max(-1.0, mean - half)), max(float(high), min(1.0, mean + half)), games)
 
 
 def verdict(difference: Interval, *, candidate: str, baseline: str, panel: str, seeds: int) -> str:
@@ -272,6 +272,13 @@ def verdict(difference: Interval, *, candidate: str, baseline: str, panel: str, 
     elif seeds < MIN_SEEDS_FOR_SPREAD:
         sentences.append(f"{seeds} seeds are too few to tell a method from a lucky run.")
     return " ".join(sentences)
+
+
+def _seed_half_width(values: np.ndarray, confidence: float) -> float:
+    """Half width of the Student interval over one value per seed; 0 below three seeds, where it says nothing."""
+    if values.size < MIN_SEEDS_FOR_SPREAD:
+        return 0.0
+    return student_quantile(values.size - 1, confidence) * float(values.std(ddof=1)) / math.sqrt(values.size)
 
 
 def _points(share: float) -> str:

@@ -119,6 +119,17 @@ def test_pairing_removes_what_games_do_to_both_methods():
     assert paired.half_width < shuffled.half_width / 2
 
 
+def test_training_noise_alone_rarely_looks_like_a_difference():
+    random = np.random.default_rng(5)
+    games, trials = 100, 150
+    false = 0
+    for _ in range(trials):
+        rates = np.clip(0.5 + random.normal(0, 0.1, size=(2, 3, 1)), 0, 1)  # the same method, six training runs
+        baseline, candidate = (random.random((2, 3, games)) < rates).astype(float)
+        false += not paired_difference(baseline, candidate, resamples=300).contains(0.0)
+    assert false / trials < 0.09
+
+
 def test_seeds_that_disagree_widen_the_difference():
     baseline = np.zeros((3, 50))
     agree = np.tile((np.arange(50) % 2 == 0).astype(float), (3, 1))

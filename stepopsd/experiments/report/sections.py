@@ -116,8 +116,9 @@ def comparison(methods: Method, folder: Path) -> str:
                                  seeds=last.seeds))
             rows.append(_comparison_row(last))
     path = plots.draw_differences(found, labels, folder / "difference.png")
-    caption = ("Same games, same training seeds; 95 % bootstrap intervals over games and seeds. Each evaluation has "
-               "its own interval: with many of them some exclude 0 by chance.")
+    caption = ("Same games, same training seeds; 95 % bootstrap intervals over games and seeds, from three seeds on "
+               "no narrower than the Student interval over seeds. Each evaluation has its own interval: with many of "
+               "them some exclude 0 by chance.")
     head = ["panel", "methods", "update", "difference in points", "both won", "first only", "second only", "neither"]
     verdicts = "".join(f"<li>{html(item)}</li>" for item in items)
     return (
