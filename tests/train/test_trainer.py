@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_policy
-from toy import TASKS, WordGame, config
+from tests.train.conftest import make_policy
+from tests.train.toy import TASKS, WordGame, config
 
 from stepopsd.train import episodes
 from stepopsd.train.trainer import Trainer
