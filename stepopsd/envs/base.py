@@ -11,7 +11,8 @@ class Task:
     """One problem instance: everything that is needed to recreate the same episode anywhere.
 
     Attributes:
-        task_id: Stable name, unique within an environment, e.g. ``train/pick_and_place_simple-Mug-None-Shelf-3/trial_0``.
+        task_id: Stable name, unique within an environment, e.g.
+            ``train/pick_and_place_simple-Mug-None-Shelf-3/trial_0``.
         env: Name of the environment that plays it, e.g. ``alfworld``.
         kind: Task type, the unit of per-type results, e.g. ``pick_heat_then_place_in_recep``.
         split: Split that it was listed under, e.g. ``train``, ``seen``, ``unseen``.

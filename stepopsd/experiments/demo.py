@@ -6,6 +6,7 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -16,7 +17,8 @@ from stepopsd.train.config_io import load_config
 from stepopsd.train.trainer import Trainer
 
 PRESET = Path(__file__).with_name("presets") / "demo.yaml"
-METHODS = {"GRPO": "grpo", "StepOPSD": "stepopsd"}
+METHODS: dict[str, Literal["grpo", "stepopsd"]] = {"GRPO": "grpo", "StepOPSD": "stepopsd"}
+TITLE = "StepOPSD demo: GRPO and StepOPSD on ALFWorld's text engine"
 VERDICT = (
     "What this shows: the whole path works on the real engine, and training lifts the warm start. "
     "What it does not: one seed and a short run say nothing about which method is better."
@@ -45,7 +47,7 @@ def run_demo(*, out: Path = Path("runs/demo"), from_scratch: bool = False, seed:
             model=replace(base.model, path=str(model)), credit=replace(base.credit, name=method),
         )  # fmt: skip
         runs[label] = [Trainer(config).run()]
-    report = write_report(runs, out, title="StepOPSD demo: GRPO and StepOPSD on ALFWorld's text engine", notes=[VERDICT])
+    report = write_report(runs, out, title=TITLE, notes=[VERDICT])
     print(f"\nreport: {report}  ({(time.perf_counter() - started) / 60:.1f} minutes)\n{VERDICT}")
     return report
 

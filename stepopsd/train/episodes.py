@@ -85,7 +85,9 @@ class Episodes:
 def _context(config: RunConfig, policy: Policy) -> ContextPolicy:
     chat = ChatFormat(policy.tokenizer, enable_thinking=config.env.think)
     prompting = Prompting(config.env.history, config.env.think, config.env.prompt_style)
-    return {"turn": TurnContext, "dialogue": DialogueContext}[config.rollout.context](chat, prompting)
+    if config.rollout.context == "turn":
+        return TurnContext(chat, prompting)
+    return DialogueContext(chat, prompting)
 
 
 def _make_pool(config: EnvConfig, size: int) -> EnvPool:

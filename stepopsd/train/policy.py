@@ -133,7 +133,8 @@ def load_policy(config: ModelConfig, device: torch.device | str) -> Policy:
             f"model.path: the tokenizer of {config.path} has no chat template; "
             "set tokenizer.chat_template and save it beside the model"
         )
-    model = AutoModelForCausalLM.from_pretrained(config.path, dtype=getattr(torch, config.dtype)).to(device)
+    model: Any = AutoModelForCausalLM.from_pretrained(config.path, dtype=getattr(torch, config.dtype))
+    model.to(device)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return Policy(model, tokenizer)

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.train.conftest import make_policy
-from tests.train.toy import TASKS, WordGame, config
 
 from stepopsd.train import episodes
 from stepopsd.train.trainer import Trainer
+from tests.train.conftest import make_policy
+from tests.train.toy import TASKS, WordGame, config
 
 
 @pytest.fixture
