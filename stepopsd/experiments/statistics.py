@@ -282,7 +282,8 @@ def _seed_half_width(values: np.ndarray, confidence: float) -> float:
 
 
 def _points(share: float) -> str:
-    return f"{100 * share + 0.0:+.1f}".replace("-", "−")
+    text = f"{100 * share:+.1f}"
+    return "0.0" if text[1:] == "0.0" else text.replace("-", "−")
 
 
 def _check_confidence(confidence: float) -> None:

@@ -193,5 +193,11 @@ def test_verdict_names_the_direction_when_zero_is_excluded():
     assert "StepOPSD is lower" in speak(Interval(-0.2, -0.3, -0.1, 24), 3)
 
 
+def test_verdict_of_equal_results_has_no_sign():
+    sentence = speak(Interval(0.0, -0.0, 0.0, 24), 3)
+    assert "0.0 points (95 % interval 0.0 to 0.0; 24 games × 3 seeds)" in sentence
+    assert "equally well on every game" in sentence
+
+
 def test_verdict_without_common_games_compares_nothing():
     assert "nothing can be compared" in speak(Interval(math.nan, -1.0, 1.0, 0), 1)

@@ -87,7 +87,7 @@ def draw_differences(comparisons: Sequence[Comparison], labels: Sequence[str], p
             axis.set_title(theme.plain(f"{panel.capitalize()} games"))
             axis.set_ylabel(theme.plain(f"success minus {comparisons[0].baseline} (points)") if axis is axes[0] else "")
             theme.update_axis(axis)
-        limit = max(abs(edge) for axis in axes for edge in axis.get_ylim())
+        limit = max(10.0, *(abs(edge) for axis in axes for edge in axis.get_ylim()))
         for axis in axes:
             axis.set_ylim(-limit, limit)
         shown = [theme.method_handle(i, label) for i, label in enumerate(labels) if label in candidates]
@@ -109,7 +109,8 @@ def _success_line(axis: Axes, index: int, runs: list[Run], panel: str) -> tuple[
         for run in runs:
             means = [np.mean([won for flags in outcomes(run, panel, u).values() for won in flags]) for u in updates]
             axis.plot(updates, means, color=colour, linewidth=0.8, alpha=0.45)
-    axis.plot(updates, rates, color=colour, marker=theme.marker(index), markersize=5, markeredgecolor="white")
+    mark = theme.marker(index)
+    axis.plot(updates, rates, color=colour, marker=mark, markersize=5, markeredgecolor="white", clip_on=False)
     return float(updates[-1]), rates[-1], colour
 
 
