@@ -14,7 +14,7 @@ COLUMN_STEP = 64
 
 
 class RowCache(Cache):
-    """Storage (rows, columns, heads, dim) per layer; ``aim`` says where the next forward pass reads and writes.
+    """Storage (rows, heads, columns, dim) per layer; ``aim`` says where the next forward pass reads and writes.
 
     Columns beyond a row's length hold zeros or stale values: finite, and masked by the caller.
     """
@@ -25,9 +25,10 @@ class RowCache(Cache):
         self.values: list[torch.Tensor] = []
         self.row_count = 0
         self.columns = 0
-        self._rows = slice(0, 0)
+        self._rows: slice | torch.Tensor = slice(0, 0)
         self._width = 0
-        self._flat = torch.empty(0, dtype=torch.long)
+        self._owners = self._targets = torch.empty(0, dtype=torch.long)
+        self._flat: dict[int, torch.Tensor] = {}
 
     def reserve(self, rows: int, columns: int) -> None:
         """Make room for ``rows`` rows of ``columns`` columns; growth is geometric, contents stay."""
@@ -38,21 +39,21 @@ class RowCache(Cache):
             self.columns = -(-wanted // COLUMN_STEP) * COLUMN_STEP
         for store in (self.keys, self.values):
             for layer, old in enumerate(store):
-                if old.shape[0] != self.row_count or old.shape[1] != self.columns:
+                if old.shape[0] != self.row_count or old.shape[2] != self.columns:
                     store[layer] = self._empty(old)
-                    store[layer][: old.shape[0], : old.shape[1]] = old
+                    store[layer][: old.shape[0], :, : old.shape[2]] = old
 
-    def aim(self, rows: slice, columns: torch.Tensor, width: int) -> None:
+    def aim(self, rows: range | list[int], columns: torch.Tensor, width: int) -> None:
         """Direct the next forward pass.
 
         Args:
-            rows: Rows of the pass; row i of the pass is row ``rows.start + i`` of the cache.
+            rows: Cache rows of the pass; a range is read in place, a list is gathered.
             columns: (n, Q) int64, where each new token is written; no duplicates within a row.
             width: Columns that attention reads; all of ``columns`` lie below it.
         """
-        owners = torch.arange(rows.start, rows.stop, device=columns.device)[:, None]
-        self._flat = (owners * self.columns + columns).flatten()  # (n * Q,)
-        self._rows, self._width = rows, width
+        self._owners = torch.tensor(rows, device=columns.device)
+        self._targets, self._width, self._flat = columns, width, {}
+        self._rows = slice(rows.start, rows.stop) if isinstance(rows, range) else self._owners
 
     def swap(self, first: list[int], second: list[int], width: int) -> None:
         """Exchange rows ``first[i]`` and ``second[i]`` in their first ``width`` columns."""
@@ -60,29 +61,35 @@ class RowCache(Cache):
             for tensor in store:
                 a = torch.tensor(first, device=tensor.device)
                 b = torch.tensor(second, device=tensor.device)
-                kept = tensor[a, :width]
-                tensor[a, :width] = tensor[b, :width]
-                tensor[b, :width] = kept
+                kept = tensor[a, :, :width]
+                tensor[a, :, :width] = tensor[b, :, :width]
+                tensor[b, :, :width] = kept
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: object, **__: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Called by the model's attention: store (n, H, Q, D) states, return (n, H, width, D) views."""
         if layer_idx == len(self.keys):
-            self.keys.append(self._empty(key_states.transpose(1, 2)))
-            self.values.append(self._empty(value_states.transpose(1, 2)))
+            self.keys.append(self._empty(key_states))
+            self.values.append(self._empty(value_states))
         views = []
         for tensor, new in ((self.keys[layer_idx], key_states), (self.values[layer_idx], value_states)):
-            heads, dim = tensor.shape[2:]
-            tensor.view(-1, heads, dim).index_copy_(
-                0, self._flat, new.transpose(1, 2).reshape(-1, heads, dim).to(tensor.dtype)
-            )
-            views.append(tensor[self._rows, : self._width].transpose(1, 2))
+            dim = tensor.shape[3]
+            lines = self._lines(tensor.shape[1])
+            tensor.view(-1, dim).index_copy_(0, lines, new.reshape(-1, dim).to(tensor.dtype))
+            views.append(tensor[self._rows, :, : self._width])
         return views[0], views[1]
 
     def get_seq_length(self, layer_idx: int = 0, *_: object, **__: object) -> int:
         """Columns of the next pass that precede its new tokens; only models that build their own mask ask."""
         return max(self._width - 1, 0)
 
+    def _lines(self, heads: int) -> torch.Tensor:
+        """(n * H * Q,) where the new states go in storage seen as lines of one head and column; once per pass."""
+        if heads not in self._flat:
+            owners = self._owners[:, None] * heads + torch.arange(heads, device=self._owners.device)  # (n, H)
+            self._flat[heads] = (owners[:, :, None] * self.columns + self._targets[:, None]).flatten()
+        return self._flat[heads]
+
     def _empty(self, like: torch.Tensor) -> torch.Tensor:
-        return like.new_zeros((self.row_count, self.columns, *like.shape[2:]))
+        return like.new_zeros((self.row_count, like.shape[1], self.columns, like.shape[3]))

@@ -23,6 +23,8 @@ from stepopsd.rollout.engines.noise import gumbel, row_states
 from stepopsd.rollout.engines.row_cache import RowCache
 
 ATTENTION = ("sdpa", "eager")
+SPLIT_GAIN = 256  # padded tokens that pay for one more forward pass
+Rows = range | list[int]
 
 
 class TransformersEngine:
@@ -72,7 +74,7 @@ class TransformersEngine:
         """See ``Engine.session``."""
         return TransformersSession(self)
 
-    def logits(self, cache: RowCache, rows: slice, ids: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    def logits(self, cache: RowCache, rows: Rows, ids: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """One forward pass of ``ids`` (n, Q) at ``columns`` (n, Q); -1 marks padding. Returns (n, V) float32.
 
         Padding lies left, so that the last position is real in every row. It is written behind the row's real
@@ -189,27 +191,35 @@ class TransformersSession:
 
     def _prefill(self, contexts: Mapping[int, Sequence[int]], count: int) -> torch.Tensor:
         """Compute what the cache lacks of each context; next-token logits (count, V)."""
-        rows, news = self._rows[:count], []
-        for row in rows:
+        news = []
+        for row in self._rows[:count]:
             context = list(contexts[row.key])
             kept = common_prefix(row.held, context[:-1])
             news.append((kept, context[kept:]))
             row.held = context
-        pieces, start = [], 0
-        while start < count:
-            stop, longest = start, 0
-            while stop < count and (
-                stop == start
-                or max(longest, len(news[stop][1])) * (stop - start + 1) <= self._engine.prefill_tokens
-            ):
-                longest = max(longest, len(news[stop][1]))
-                stop += 1
-            pieces.append(self._pass(start, news[start:stop]))
-            start = stop
-        return torch.cat(pieces)
+        tail = shared_tail([len(ids) for _, ids in news])
+        long = [i for i, (_, ids) in enumerate(news) if len(ids) > tail]
+        for part in self._portions(long, [len(news[i][1]) - tail for i in long]):
+            self._pass(part, [(news[i][0], news[i][1][:-tail]) for i in part])
+        rest = [(first + max(0, len(ids) - tail), ids[-tail:]) for first, ids in news]
+        parts = self._portions(range(count), [len(ids) for _, ids in rest])
+        return torch.cat([self._pass(part, [rest[i] for i in part]) for part in parts])
 
-    def _pass(self, start: int, news: list[tuple[int, list[int]]]) -> torch.Tensor:
-        """Forward new tokens of rows ``start``...; ``news`` has (first column, ids) per row."""
+    def _portions(self, rows: Rows, lengths: list[int]) -> Iterator[Rows]:
+        """Consecutive rows whose padded tokens fit one pass; at least one row each."""
+        start = 0
+        while start < len(rows):
+            stop, longest = start + 1, lengths[start]
+            while stop < len(rows):
+                longest = max(longest, lengths[stop])
+                if longest * (stop + 1 - start) > self._engine.prefill_tokens:
+                    break
+                stop += 1
+            yield rows[start:stop]
+            start = stop
+
+    def _pass(self, rows: Rows, news: list[tuple[int, list[int]]]) -> torch.Tensor:
+        """Forward new tokens of ``rows``; ``news`` has (first column, ids) per row. Returns (n, V) last logits."""
         longest = max(len(ids) for _, ids in news)
         ids = np.zeros((len(news), longest), dtype=np.int64)
         columns = np.full((len(news), longest), -1, dtype=np.int64)
@@ -219,10 +229,7 @@ class TransformersSession:
         self._cache.reserve(len(self._rows), max(first for first, _ in news) + longest + 1)
         device = self._engine.model.device
         return self._engine.logits(
-            self._cache,
-            slice(start, start + len(news)),
-            torch.from_numpy(ids).to(device),
-            torch.from_numpy(columns).to(device),
+            self._cache, rows, torch.from_numpy(ids).to(device), torch.from_numpy(columns).to(device)
         )
 
     def _decode(self, logits: torch.Tensor, count: int, sampling: Sampling) -> None:
@@ -237,7 +244,7 @@ class TransformersSession:
                 count = len(running)
                 rows = self._rows[:count]
             # A finished row repeats its last token into a column that nobody reads.
-            logits = self._pass(0, [(len(row.held) - (not row.finish), [row.ids[-1]]) for row in rows])
+            logits = self._pass(range(count), [(len(row.held) - (not row.finish), [row.ids[-1]]) for row in rows])
 
     def _take(self, rows: list[_Row], logits: torch.Tensor, sampling: Sampling) -> list[_Row]:
         """Sample one token for each row that still runs; returns those that run on."""
@@ -289,6 +296,19 @@ def max_context(config: Any) -> int:
     window = getattr(config, "sliding_window", None)
     windowed = "sliding_attention" in kinds if getattr(config, "layer_types", None) else window is not None
     return min(limit, window) if windowed and window else limit
+
+
+def shared_tail(lengths: list[int]) -> int:
+    """How many final new tokens of each row go into the pass over all rows; the longer rows' heads go before.
+
+    Minimises padded tokens, and splits only when that saves more than ``SPLIT_GAIN`` of them.
+    """
+    ordered = np.sort(np.asarray(lengths))
+    longer = len(ordered) - np.searchsorted(ordered, ordered, side="right")
+    padded = len(ordered) * ordered + longer * (ordered[-1] - ordered)
+    best = int(padded.argmin())
+    worth = padded[-1] - padded[best] > max(SPLIT_GAIN, padded[-1] // 10)
+    return int(ordered[best] if worth else ordered[-1])
 
 
 def common_prefix(held: list[int], context: list[int]) -> int:
