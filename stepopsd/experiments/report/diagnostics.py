@@ -38,10 +38,6 @@ class Chart:
     log: bool = False
     ceiling: float | None = None
 
-    @property
-    def keys(self) -> list[str]:
-        return [key for key, _ in self.lines] + [key for band in self.bands for key in band]
-
 
 DELTA = (
     Chart(
