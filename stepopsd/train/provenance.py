@@ -15,8 +15,9 @@ import torch
 PACKAGES = ("stepopsd", "torch", "triton", "transformers", "accelerate", "textworld", "alfworld")
 
 
-def provenance(device: torch.device) -> dict[str, Any]:
+def provenance(model: torch.nn.Module) -> dict[str, Any]:
     """Plain data for ``environment.json``."""
+    device = next(model.parameters()).device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -25,6 +26,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         **{package: _version(package) for package in PACKAGES},
         "device": f"{device.type} ({name})",
+        "parameters": sum(p.numel() for p in model.parameters()),
         "threads": torch.get_num_threads(),
     }
 

@@ -245,7 +245,7 @@ class Trainer:
         if not self.config.resume and (self.metrics.path.exists() or checkpoints(self.run_dir)):
             raise ValueError(f"run_dir {self.run_dir} already holds a run and resume is false; choose another folder")
         (self.run_dir / "config.yaml").write_text(dump_config(self.config))
-        facts = provenance(self.policy.device)
+        facts = provenance(self.policy.model)
         (self.run_dir / "environment.json").write_text(json.dumps(facts, indent=2) + "\n")
 
     def _resume(self) -> int:
