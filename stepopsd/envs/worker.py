@@ -48,7 +48,8 @@ class Worker:
     def _launch(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            code = _BOOTSTRAP.format(path=sys.path, root=str(Path(__file__).parents[1]), fd=theirs.fileno())
+            path = [str(entry) for entry in sys.path]
+            code = _BOOTSTRAP.format(path=path, root=str(Path(__file__).parents[1]), fd=theirs.fileno())
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
             )

@@ -100,6 +100,7 @@ def task_kind(path: Path) -> str:
 def read_game(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The content of a game file, checked for the parts the engine needs and cached while the file is unchanged.
 
+    The dictionary is shared by all callers: do not change it.
     Grammar expressions in a game are evaluated as Python by TextWorld: play only games from sources you trust.
 
     Raises:

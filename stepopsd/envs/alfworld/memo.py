@@ -51,7 +51,7 @@ def memoised_pddl_env() -> Any:
             return state
         return logic.PddlState(library, problem, game_logic)
 
-    class MemoisedPddlEnv(module.PddlEnv):  # type: ignore[misc, name-defined]
+    class MemoisedPddlEnv(module.PddlEnv):  # type: ignore[name-defined]
         def load(self, game: Any) -> None:
             """The state built here is only read for names, so the first reset need not build it again."""
             super().load(game)
