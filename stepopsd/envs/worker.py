@@ -14,20 +14,11 @@ import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 from stepopsd.envs.base import Env
 
-#: The package root offers the fused op and so imports torch; a worker needs only what is below ``stepopsd.envs``.
-_BOOTSTRAP = """
-import sys, types
-sys.path[:] = {path!r}
-sys.modules["stepopsd"] = types.ModuleType("stepopsd")
-sys.modules["stepopsd"].__path__ = [{root!r}]
-from stepopsd.envs.worker import serve
-serve({fd})
-"""
+_BOOTSTRAP = "import sys; sys.path[:] = {path!r}; from stepopsd.envs.worker import serve; serve({fd})"
 
 
 class WorkerError(RuntimeError):
@@ -49,7 +40,7 @@ class Worker:
         ours, theirs = socket.socketpair()
         with theirs:
             path = [str(entry) for entry in sys.path]
-            code = _BOOTSTRAP.format(path=path, root=str(Path(__file__).parents[1]), fd=theirs.fileno())
+            code = _BOOTSTRAP.format(path=path, fd=theirs.fileno())
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
             )
