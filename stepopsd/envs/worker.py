@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -29,7 +30,8 @@ class Worker:
     """The parent's end of one worker process. One message at a time: ``send``, then ``receive``.
 
     Args:
-        factory: Makes one environment; picklable by name (a class, or a ``functools.partial`` of one).
+        factory: Makes one environment; picklable by name (a class, or a ``functools.partial`` of one) and not defined
+            in ``__main__``.
     """
 
     def __init__(self, factory: Callable[[], Env]) -> None:
@@ -45,7 +47,8 @@ class Worker:
                 [sys.executable, "-c", code], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
             )
         self.connection = Connection(ours.detach())
-        self.connection.send_bytes(self._factory)
+        with suppress(OSError):  # a child that died already: await_ready says so
+            self.connection.send_bytes(self._factory)
 
     @property
     def pid(self) -> int:
@@ -62,10 +65,8 @@ class Worker:
             raise WorkerError(f"an environment worker could not make its environment: {reason}")
 
     def send(self, message: tuple[Any, ...]) -> None:
-        try:
+        with suppress(OSError):  # a dead child: the next receive says so
             self.connection.send(message)
-        except OSError:
-            return  # a dead child: the next receive says so
 
     def receive(self) -> tuple[bool, Any, float]:
         """(True, result, seconds) or (False, what the environment raised, seconds).
