@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from stepopsd.rollout.engines import transformers as transformers_engine
 from stepopsd.rollout.engines.base import Completion, Sampling, call_seed
 from stepopsd.rollout.engines.transformers import TransformersEngine, max_context
 
@@ -110,14 +111,15 @@ def test_greedy_equals_transformers_generate(model: Any, kind: str) -> None:
         assert largest_gap(chosen, prompt, done) < 1e-4
 
 
-def test_resumed_session_equals_fresh_full_forward(model: Any) -> None:
-    """Conversations that start, pause and end at different times in one cache."""
+def test_resumed_session_equals_fresh_full_forward(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Conversations that start, pause and end at different times in one cache; prefill split at a shared tail."""
+    monkeypatch.setattr(transformers_engine, "SPLIT_GAIN", 0)
     vocab, draw = model.config.vocab_size, random.Random(3)
     engine, sampling = TransformersEngine(model, prefill_tokens=64), Sampling(10, 1.0, STOPS)
-    contexts = dict(enumerate(prompts_of(6, vocab)))
+    contexts = dict(enumerate(prompts_of(8, vocab)))
     with engine.session() as session:
         for turn in range(4):
-            playing = sorted(draw.sample(sorted(contexts), 4))
+            playing = sorted(draw.sample(sorted(contexts), 7))
             seeds = {k: call_seed(k, turn) for k in playing}
             done = session.generate({k: contexts[k] for k in playing}, sampling, seeds=seeds)
             for k in playing:
@@ -158,6 +160,30 @@ def test_session_computes_each_token_once(model: Any, monkeypatch: pytest.Monkey
             done = session.generate({0: context}, Sampling(6), seeds={0: turn})[0]
             context = context + done.ids + [1, 2, 3]
     assert computed == len(context) - 4  # all but the last response's final token and the three ids behind it
+
+
+def test_finished_rows_stop_costing(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    forward = TransformersEngine.logits
+
+    def recording(self: Any, cache: Any, rows: Any, ids: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(rows))
+        return forward(self, cache, rows, ids, columns)
+
+    monkeypatch.setattr(TransformersEngine, "logits", recording)
+    prompts = prompts_of(24, model.config.vocab_size, low=10, high=10)
+    done = TransformersEngine(model).generate(prompts, Sampling(40, 1.0, STOPS), seeds=range(24))
+    assert sizes == sorted(sizes, reverse=True)
+    needed = [sum(len(d.ids) > step for d in done) for step in range(len(sizes))]
+    assert all(size < 2 * alive for size, alive in zip(sizes, needed, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "tail"),
+    [([30] * 40, 30), ([20] * 60 + [80] * 4, 20), ([20] * 3 + [25], 25), ([10] * 90 + [40] * 9 + [500], 40)],
+)
+def test_prefill_is_split_where_padding_would_cost_more_than_a_pass(lengths: list[int], tail: int) -> None:
+    assert transformers_engine.shared_tail(lengths) == tail
 
 
 def test_training_mode_and_gradients_survive_a_call(model: Any) -> None:
