@@ -24,8 +24,9 @@ $(STAMP): pyproject.toml setup.py constraints.txt constraints-alfworld.txt $(NAT
 demo: $(STAMP)  ## GRPO against StepOPSD on the real ALFWorld engine; ends in runs/demo/report.html
 	$(BIN)/stepopsd demo --out runs/demo $(if $(FROM_SCRATCH),--from-scratch)
 
+# One thread: the tests' matrices are tiny, and a second OpenMP thread on a busy machine only waits.
 test: $(STAMP)
-	STEPOPSD_REQUIRE_BACKENDS=torch,cpu,triton $(BIN)/pytest -q -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 STEPOPSD_REQUIRE_BACKENDS=torch,cpu,triton $(BIN)/pytest -q -m "not slow and not gpu"
 
 test-slow: $(STAMP)  ## the learning test: three seeds of training on the real engine
 	$(BIN)/pytest -q -m slow -s

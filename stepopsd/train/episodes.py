@@ -91,12 +91,7 @@ def _context(config: RunConfig, policy: Policy) -> ContextPolicy:
 
 
 def _make_pool(config: EnvConfig, size: int) -> EnvPool:
+    limits = {"step_timeout_s": config.step_timeout_s, "episode_timeout_s": config.episode_timeout_s}
     if config.workers == 0:
-        return InlinePool(AlfworldEnv, size)
-    return ProcessPool(
-        AlfworldEnv,
-        size,
-        workers=config.workers,
-        step_timeout_s=config.step_timeout_s,
-        episode_timeout_s=config.episode_timeout_s,
-    )
+        return InlinePool(AlfworldEnv, size, **limits)
+    return ProcessPool(AlfworldEnv, size, workers=config.workers, **limits)
