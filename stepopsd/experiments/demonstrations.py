@@ -56,7 +56,7 @@ class Demonstration:
         actions: What was played, one per message.
         imitated: Whether the action is an example to follow.
         hint: Hindsight block, or empty.
-        hint_turn: The block stands right before this turn's action, or in the opening message where it is -1.
+        hint_turn: The block stands right before this turn's action, or at the start of the opening message where it is -1.
     """
 
     kind: str
@@ -136,8 +136,8 @@ def play_told(
 ) -> Demonstration | None:
     """An episode that turns, at some point, into what someone would do who has read a peer's successful actions.
 
-    The steps before that point are the expert's own search, up to its first find. The block stands in the opening
-    message or right before one of the later actions; only actions that the block precedes are imitated.
+    The steps before that point are the expert's own search, up to its first find. The block stands at the start of the
+    opening message or right before one of the later actions; only actions that the block precedes are imitated.
     """
     episode = _Episode(env, task)
     plan = shortcut(peer_actions, parse_goal(env.goal).obj)

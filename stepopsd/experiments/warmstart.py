@@ -24,6 +24,9 @@ from stepopsd.experiments.tiny_model import END, TinyModelConfig, build_model, b
 from stepopsd.rollout.chat import ChatFormat
 from stepopsd.train.hindsight import number_actions, render_hindsight
 
+#: A warm start that ships with the package; its README says how it was made and what it solves.
+BUNDLED_MODEL = Path(__file__).with_name("demo_model")
+
 
 @dataclass(frozen=True, slots=True)
 class WarmStartConfig:
@@ -46,7 +49,7 @@ class WarmStartConfig:
     threads: int = 2
 
 
-def make_warm_start(
+def warm_start(
     out: str | Path, config: WarmStartConfig | None = None, *, say: Callable[[str], None] = print
 ) -> Path:
     """Make the starting policy and save it with its tokenizer.
@@ -62,7 +65,7 @@ def make_warm_start(
         ModuleNotFoundError: alfworld or textworld is not installed.
 
     Example:
-        >>> make_warm_start("models/tiny", WarmStartConfig(seed=1))     # doctest: +SKIP
+        >>> warm_start("models/tiny", WarmStartConfig(seed=1))     # doctest: +SKIP
     """
     config = config or WarmStartConfig()
     demonstrations = collect(replace(config.demonstrations, seed=config.seed), workers=config.workers, say=say)
@@ -114,15 +117,14 @@ def training_row(chat: ChatFormat, demonstration: Demonstration, *, observation_
     response: list[int] = []
     for turn, message in enumerate(demonstration.messages):
         add(chat.followup(message, response) if turn else chat.opening(message), observation_weight)
-        if demonstration.hint and turn == max(demonstration.hint_turn, 0):
-            if demonstration.hint_turn < 0:  # at the end of the opening message: before the generation prompt
-                ids[-1:] = [*hint, ids[-1]]
-                weights[-1:] = [0.0] * (len(hint) + 1)
-            else:
-                add(hint, 0.0)
+        if turn == demonstration.hint_turn:
+            add(hint, 0.0)
         action = f"<action>{demonstration.actions[turn]}</action>{END}"
         response = tokenizer(action, add_special_tokens=False)["input_ids"]
         add(response, float(demonstration.imitated[turn]))
+    if demonstration.hint_turn < 0:  # where a teacher with prefix placement puts it: before the user's first words
+        ids[1:1] = hint
+        weights[1:1] = [0.0] * len(hint)
     return WeightedRow(ids, weights)
 
 
@@ -169,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         workers=chosen.workers,
         threads=chosen.threads,
     )
-    make_warm_start(chosen.out, config)
+    warm_start(chosen.out, config)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from stepopsd.experiments.demonstrations import (
 )
 from stepopsd.experiments.sft import FitConfig, WeightedRow, bucket, fit, weighted_loss
 from stepopsd.experiments.tiny_model import END, TinyModelConfig, build_model, build_tokenizer, vocabulary
-from stepopsd.experiments.warmstart import WarmStartConfig, demo_tokenizer, make_warm_start, training_row
+from stepopsd.experiments.warmstart import WarmStartConfig, demo_tokenizer, training_row, warm_start
 from stepopsd.rollout.chat import ChatFormat, decode
 from stepopsd.rollout.contexts import DialogueContext, Prompting
 from stepopsd.train.hindsight import number_actions, render_hindsight
@@ -32,6 +32,14 @@ DIALOGUE = Demonstration(
     actions=["go to shelf 1", "take pen 1 from shelf 1"],
     imitated=[False, True],
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +81,7 @@ def test_only_imitated_actions_carry_full_weight(chat):
 @pytest.mark.parametrize(
     ("turn", "before", "after"),
     [
-        (-1, "a shelf 1.", "<|assistant|><action>go"),
+        (-1, "<|user|>", "task : move"),
         (0, "<|assistant|>", "<action>go"),
         (1, "<|assistant|>", "<action>take"),
     ],
@@ -189,7 +197,7 @@ def test_warm_start_writes_a_model_that_loads(tmp_path):
         model=SMALL, demonstrations=DemonstrationConfig(games=4), fit=FitConfig(epochs=1), workers=0, threads=1
     )
     lines: list[str] = []
-    folder = make_warm_start(tmp_path / "model", config, say=lines.append)
+    folder = warm_start(tmp_path / "model", config, say=lines.append)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     assert model.config.model_type == "qwen3"
