@@ -20,55 +20,61 @@ def shaping_statistics(
         delta, weights: (...) float.
         active: (...) bool, tokens of steps.
         alpha_clip: α of the clip.
-        step_factors: (M,) float, c_k per live step and NaN elsewhere; None when the budget did not run.
+        step_factors: (M,) float, c_k per live step and 0 elsewhere; None when the budget did not run.
     """
-    counted = active & delta.isfinite() & weights.isfinite()
+    counted = (active & delta.isfinite() & weights.isfinite()).reshape(-1)
     count = counted.sum()
-    delta_mean, delta_std = _moments(delta, counted, count)
-    delta_min, delta_max = _extremes(delta, counted, 0)
-    weight_mean, weight_std = _moments(weights, counted, count)
-    weight_min, weight_max = _extremes(weights, counted, 0)
-    factors = delta.new_full((1,), float("nan")) if step_factors is None else step_factors
-    live = factors.isfinite()
-    steps = live.sum()
-    scale_min, scale_max = _extremes(factors, live, 1)
-    clamped = (factors <= 1 / SCALE_LIMIT + _EDGE) | (factors >= SCALE_LIMIT - _EDGE)
+    # the three rows are reduced together: on a GPU the number of launches is what this costs
+    rows = torch.stack((delta.reshape(-1), delta.reshape(-1).abs(), weights.reshape(-1)))  # (3, M)
+    mean, std, low, high = _summary(rows, counted, count)
+    w = rows[2]
+    steps, scale_min, scale_max, clamped = _factors(delta, step_factors)
     return ShapingStats(
         count=count,
         nonfinite=active.sum() - count,
-        delta_mean=delta_mean,
-        delta_std=delta_std,
-        delta_min=delta_min,
-        delta_max=delta_max,
-        delta_abs_mean=_moments(delta.abs(), counted, count)[0],
-        weight_mean=weight_mean,
-        weight_std=weight_std,
-        weight_min=weight_min,
-        weight_max=weight_max,
-        at_low=_share((weights <= 1 - alpha_clip + _EDGE) & counted, count),
-        at_high=_share((weights >= 1 + alpha_clip - _EDGE) & counted, count),
+        delta_mean=mean[0],
+        delta_std=std[0],
+        delta_min=low[0],
+        delta_max=high[0],
+        delta_abs_mean=mean[1],
+        weight_mean=mean[2],
+        weight_std=std[2],
+        weight_min=low[2],
+        weight_max=high[2],
+        at_low=_share((w <= 1 - alpha_clip + _EDGE) & counted, count),
+        at_high=_share((w >= 1 + alpha_clip - _EDGE) & counted, count),
         steps=steps,
         scale_min=scale_min,
         scale_max=scale_max,
-        scale_clamped=_share(clamped & live, steps),
+        scale_clamped=clamped,
     )
 
 
-def _moments(x: Tensor, mask: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and population standard deviation of the masked values, 0 where there is none."""
-    wide = x.double()
-    mean = wide.where(mask, 0).sum() / count.clamp(min=1)
-    variance = (wide - mean).square().where(mask, 0).sum() / count.clamp(min=1)
-    return mean.to(x.dtype), variance.sqrt().to(x.dtype)
+def _summary(rows: Tensor, counted: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mean, population standard deviation, minimum and maximum per row of (K, M), 0 where nothing is counted."""
+    if counted.numel() == 0:
+        zero = rows.new_zeros(rows.shape[0])
+        return zero, zero.clone(), zero.clone(), zero.clone()
+    wide, divisor = rows.double(), count.clamp(min=1)
+    mean = wide.where(counted, 0).sum(1) / divisor
+    variance = (wide - mean[:, None]).where(counted, 0).square().sum(1) / divisor
+    there = count > 0
+    low = rows.where(counted, float("inf")).amin(1).where(there, 0)
+    high = rows.where(counted, float("-inf")).amax(1).where(there, 0)
+    return mean.to(rows.dtype), variance.sqrt().to(rows.dtype), low, high
 
 
-def _extremes(x: Tensor, mask: Tensor, empty: float) -> tuple[Tensor, Tensor]:
-    """Smallest and largest masked value, ``empty`` where there is none."""
-    low, high = x.where(mask, float("inf")).reshape(-1), x.where(mask, float("-inf")).reshape(-1)
-    # one more element, so that tensors without elements have extremes too
-    low, high = (torch.cat((v, v.new_full((1,), end))) for v, end in ((low, float("inf")), (high, float("-inf"))))
-    there = mask.any()
-    return low.amin().where(there, empty), high.amax().where(there, empty)
+def _factors(like: Tensor, factors: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Live steps, smallest and largest factor, and share at the clamp; 0, 1, 1, 0 where no step is live."""
+    if factors is None or factors.numel() == 0:
+        one = like.new_ones(())
+        return torch.zeros((), dtype=torch.int64, device=like.device), one, one.clone(), like.new_zeros(())
+    live = factors > 0
+    steps = live.sum()
+    low = factors.where(live, float("inf")).amin().where(steps > 0, 1)
+    high = factors.amax().where(steps > 0, 1)
+    edge = (factors <= 1 / SCALE_LIMIT + _EDGE) | (factors >= SCALE_LIMIT - _EDGE)
+    return steps, low, high, _share(edge & live, steps)
 
 
 def _share(mask: Tensor, count: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Per-step statistics and the per-step credit budget: sort once, then reduce segments in a fixed order.
 
 A step is a (trajectory id, step id) pair; its tokens may lie in several rows and in any order. Sums run in float64
-over each step's own tokens in position order, without atomics, so a step's bits do not depend on its batch. Buffers
-have one slot per token (there cannot be more steps), so nothing waits for the device.
+over each step's own tokens in position order, without float atomics, so a step's bits do not depend on its batch.
+Buffers have one slot per token (there cannot be more steps), so nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def step_scales(
 
     Returns:
         (M,) factor per token, 1 outside steps and in trajectories with fewer than two live steps or without any
-        advantage; and (M,) factor per live step in (trajectory, step) order, NaN in unused slots. Dtype of
+        advantage; and (M,) factor per live step in (trajectory, step) order, 0 in unused slots. Dtype of
         ``values``.
 
     Source: ``equal_step_mean_abs`` of StepOPSD (arXiv 2605.27140).
@@ -117,7 +117,7 @@ def step_scales(
     in_step = step_ids[seg.order] >= 0
     scale = torch.ones_like(values)
     scale[seg.order] = c[seg.slot].where(in_step, 1).to(values.dtype)
-    return scale, c.where(live, float("nan")).to(values.dtype)
+    return scale, c.where(live, 0).to(values.dtype)
 
 
 def _segments(step_ids: torch.Tensor, trajectory_ids: torch.Tensor) -> _Segments:
@@ -146,9 +146,9 @@ def _changes(keys: torch.Tensor) -> torch.Tensor:
 
 
 def _lengths(slot: torch.Tensor) -> torch.Tensor:
-    """How often each of 0..M-1 occurs in the sorted (M,) slots; larger values are ignored."""
-    ends = torch.searchsorted(slot, torch.arange(slot.numel(), device=slot.device), right=True)
-    return ends.diff(prepend=ends.new_zeros(1))
+    """How often each of 0..M-1 occurs in the (M,) slots; M stands for none."""
+    counts = slot.new_zeros(slot.numel() + 1)  # integer adds: exact in any order
+    return counts.scatter_add_(0, slot, torch.ones_like(slot))[:-1]
 
 
 def _sum(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

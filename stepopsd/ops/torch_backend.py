@@ -1,4 +1,4 @@
-"""The row kernels in plain PyTorch: runs anywhere, takes float64, bounded extra memory."""
+"""The row kernels in plain PyTorch: runs anywhere, takes float64, bounded extra memory; waits once for the device."""
 
 from __future__ import annotations
 
