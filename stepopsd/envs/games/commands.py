@@ -14,13 +14,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
-from stepopsd.envs.alfworld import AlfworldEnv, list_tasks
+from stepopsd.envs.alfworld import list_tasks
 from stepopsd.envs.base import Task
 from stepopsd.envs.games.bundle import PACK, write_pack
 from stepopsd.envs.games.goals import TASK_TYPES
 from stepopsd.envs.games.layout import SIZES, SPLITS
 from stepopsd.envs.games.make import MadeGame, draw_checked
-from stepopsd.envs.games.verify import check_game
+from stepopsd.envs.games.verify import Checker
 
 #: games per split in the official data
 OFFICIAL_COUNTS = {"train": 3553, "seen": 140, "unseen": 134}
@@ -82,13 +82,14 @@ def bundle_games(
     return out / PACK
 
 
-def check_games(path: Path, *, sample: int = 20, seed: int = 0) -> int:
+def check_games(path: Path, *, sample: int = 20, seed: int = 0, workers: int = 2) -> int:
     """Count the games of a folder per split and type, and play a sample of each split on the real engine.
 
     Args:
         path: Folder with the splits, directly or under ``json_2.1.1``.
         sample: Games per split to play by their walkthrough and by the expert; 0 for none, -1 for all.
         seed: Picks the sample.
+        workers: Processes that run the engine; 0 or 1 for this one alone.
 
     Returns:
         The number of problems found: games that cannot be loaded, or that their walkthrough does not win. Counts
@@ -110,7 +111,7 @@ def check_games(path: Path, *, sample: int = 20, seed: int = 0) -> int:
         for tasks in splits.values()
         for task in (tasks if sample == -1 else rng.sample(tasks, min(sample, len(tasks))))
     ]
-    return _play_sample(picked)
+    return _play_sample(picked, workers)
 
 
 def download_games(dest: Path) -> Path:
@@ -192,16 +193,14 @@ def _print_counts(split: str, tasks: list[Task], *, official: bool) -> None:
         print(f"  {kind:32s} {count:5d}")
 
 
-def _play_sample(tasks: list[Task]) -> int:
-    env = AlfworldEnv()
+def _play_sample(tasks: list[Task], workers: int) -> int:
     problems = expert_wins = 0
-    for task in _progress(tasks, len(tasks), "games played"):
-        verdict = check_game(env, task)
-        if verdict.problem or verdict.walkthrough_steps is None:
-            problems += 1
-            print(f"{task.task_id}: {verdict.problem or 'its walkthrough does not win'}")
-        expert_wins += verdict.expert_steps is not None
-    env.close()
+    with Checker(workers) as check:
+        for task, verdict in zip(tasks, _progress(check(tasks), len(tasks), "games played"), strict=True):
+            if verdict.walkthrough_steps is None:
+                problems += 1
+                print(f"{task.task_id}: {verdict.problem or 'its walkthrough does not win'}")
+            expert_wins += verdict.expert_steps is not None
     if tasks:
         print(f"played {len(tasks)}: {len(tasks) - problems} won by walkthrough, {expert_wins} by the expert")
     return problems

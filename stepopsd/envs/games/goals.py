@@ -36,7 +36,7 @@ WORDINGS: dict[str, tuple[str, ...]] = {
 _SIGNS = (
     ("pick_two_obj_and_place", {"two", "both"}),
     ("pick_clean_then_place_in_recep", {"clean", "wash", "rinse"}),
-    ("pick_heat_then_place_in_recep", {"heat", "hot", "warm", "microwave"}),
+    ("pick_heat_then_place_in_recep", {"heat", "hot", "warm"}),
     ("pick_cool_then_place_in_recep", {"cool", "cold", "chill"}),
 )
 _LAMPS = frozenset({"desklamp", "floorlamp"})

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from stepopsd.envs.alfworld import AlfworldEnv
 from stepopsd.envs.base import Task
 from stepopsd.envs.games.game import Game
 from stepopsd.envs.games.generator import iter_games
 from stepopsd.envs.games.goals import TASK_TYPES
-from stepopsd.envs.games.verify import STEP_LIMIT, Verdict, check_game
+from stepopsd.envs.games.verify import STEP_LIMIT, Checker, Verdict
 from stepopsd.envs.games.wheel import write_game
+
+_MAX_FRUITLESS = 20  #: rounds of draws without a single game kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +53,12 @@ def draw_checked(
 
     Yields:
         The games kept, split by split.
+
+    Raises:
+        RuntimeError: if no further game passes, e.g. because ``expert_limit`` is too small for a task type.
     """
     used: set[str] = set()
-    with _Checker(workers, expert_limit) as check:
+    with Checker(workers, expert_limit=expert_limit) as check:
         for split, count in counts.items():
             for made in _fill_split(folder / split, split, count, size, seed, used, check):
                 used.add(made.game.content_key)
@@ -83,19 +84,28 @@ def _fill_split(
     size: str,
     seed: int,
     used: set[str],
-    check: Callable[[list[Task]], Iterator[Verdict]],
+    check: Callable[[Iterable[Task]], Iterator[Verdict]],
 ) -> Iterator[MadeGame]:
     wanted = Counter({kind: len(range(i, count, len(TASK_TYPES))) for i, kind in enumerate(TASK_TYPES)})
     drawn = iter_games(seed, size=size, split=split, exclude=used)
+    fruitless = 0
     while wanted.total():
+        if fruitless == _MAX_FRUITLESS:
+            missing = ", ".join(kind for kind, number in wanted.items() if number)
+            raise RuntimeError(
+                f"{split}: {fruitless} rounds of draws gave no {size} game that walkthrough and expert win;"
+                f" still missing: {missing}"
+            )
         # Every type once per six games, so this many more draws can fill the largest gap.
         batch = islice(drawn, len(TASK_TYPES) * max(wanted.values()))
         games = _first_wanted(batch, wanted)
         tasks = [write_task(game, folder, split) for game in games]
+        fruitless += 1
         for game, verdict in zip(games, check(tasks), strict=True):
             if verdict.walkthrough_steps is None or verdict.expert_steps is None:
                 shutil.rmtree(folder / game.folder)
                 continue
+            fruitless = 0
             wanted[game.task_type] -= 1
             yield MadeGame(split, game, verdict)
 
@@ -108,35 +118,3 @@ def _first_wanted(batch: Iterator[Game], wanted: Counter[str]) -> list[Game]:
             taken[game.task_type] += 1
             games.append(game)
     return games
-
-
-class _Checker:
-    """Checks tasks in order, in worker processes that keep one engine each."""
-
-    def __init__(self, workers: int, expert_limit: int) -> None:
-        if workers < 0:
-            raise ValueError(f"workers must be at least 0, got {workers}")
-        self._workers = min(workers, os.cpu_count() or 1)
-        self._check = partial(_check_in_process, expert_limit=expert_limit)
-
-    def __enter__(self) -> Callable[[list[Task]], Iterator[Verdict]]:
-        if self._workers < 2:
-            self._pool = None
-            return partial(map, self._check)
-        self._pool = multiprocessing.get_context("spawn").Pool(self._workers)
-        return partial(self._pool.imap, self._check)
-
-    def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.terminate()
-            self._pool.join()
-
-
-_engine: AlfworldEnv | None = None
-
-
-def _check_in_process(task: Task, expert_limit: int) -> Verdict:
-    global _engine
-    if _engine is None:
-        _engine = AlfworldEnv()
-    return check_game(_engine, task, expert_limit=expert_limit)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing.pool import Pool
 
 from stepopsd.envs.alfworld import AlfworldEnv, walkthrough
 from stepopsd.envs.base import Task
@@ -60,3 +65,44 @@ def check_game(env: AlfworldEnv, task: Task, *, expert_limit: int | None = STEP_
     except (OSError, ValueError) as error:
         return Verdict(None, None, str(error))
     return Verdict(steps, expert)
+
+
+class Checker:
+    """``check_game`` for many tasks, in order, in worker processes that keep one engine each.
+
+    Args:
+        workers: Processes, at most one per core; 0 or 1 for this one alone.
+        expert_limit: As for ``check_game``.
+
+    Example:
+        >>> with Checker(workers=2) as check:
+        ...     verdicts = list(check(tasks))
+    """
+
+    def __init__(self, workers: int, *, expert_limit: int | None = STEP_LIMIT) -> None:
+        if workers < 0:
+            raise ValueError(f"workers must be at least 0, got {workers}")
+        self._workers = min(workers, os.cpu_count() or 1)
+        self._check = partial(_check_in_process, expert_limit=expert_limit)
+        self._pool: Pool | None = None
+
+    def __enter__(self) -> Callable[[Iterable[Task]], Iterator[Verdict]]:
+        if self._workers < 2:
+            return partial(map, self._check)
+        self._pool = multiprocessing.get_context("spawn").Pool(self._workers)
+        return partial(self._pool.imap, self._check)
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.terminate()
+            self._pool.join()
+
+
+_engine: AlfworldEnv | None = None
+
+
+def _check_in_process(task: Task, expert_limit: int | None) -> Verdict:
+    global _engine
+    if _engine is None:
+        _engine = AlfworldEnv()
+    return check_game(_engine, task, expert_limit=expert_limit)
