@@ -38,7 +38,7 @@ class DemonstrationConfig:
         max_steps: Longer episodes are dropped, as are lost ones.
     """
 
-    games: int = 3000
+    games: int = 2000
     plays: int = 2
     noise: float = 0.15
     told: float = 0.3
@@ -56,7 +56,7 @@ class Demonstration:
         actions: What was played, one per message.
         imitated: Whether the action is an example to follow.
         hint: Hindsight block, or empty.
-        hint_turn: The block stands right before this turn's action, or at the start of the opening message where it is -1.
+        hint_turn: The block stands right before this turn's action; -1 puts it at the start of the opening message.
     """
 
     kind: str

@@ -42,7 +42,6 @@ class TinyModelConfig:
     heads: int = 4
     mlp: int = 384
     positions: int = 1024
-    rope_theta: float = 10000.0
 
     def __post_init__(self) -> None:
         if self.heads < 1 or self.width % self.heads or (self.width // self.heads) % 2:
@@ -99,6 +98,7 @@ def build_model(
 ) -> Qwen3ForCausalLM:
     """A randomly initialised Qwen3 causal LM with tied embeddings; the global random state is left alone."""
     config = config or TinyModelConfig()
+    # Qwen3's own rotary base of 10,000 is right for short contexts; newer and older transformers name it differently.
     architecture = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=config.width,
@@ -108,7 +108,6 @@ def build_model(
         num_key_value_heads=config.heads,
         head_dim=config.width // config.heads,
         max_position_embeddings=config.positions,
-        rope_theta=config.rope_theta,
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,

@@ -82,7 +82,8 @@ def warm_start(
         fit(model, rows, replace(config.fit, seed=config.seed), pad_id=chat.tokenizer.pad_token_id, say=say)
     finally:
         torch.set_num_threads(threads)
-    save(model.to(torch.bfloat16), tokenizer, out)
+    model.bfloat16()
+    save(model, tokenizer, out)
     return Path(out)
 
 
@@ -141,8 +142,7 @@ def _spoken(demonstrations: Iterable[Demonstration]) -> Iterable[str]:
 
 def _known_texts() -> list[str]:
     """What may be said whether or not a demonstration happened to say it."""
-    tables = (*PLACES.values(), *TINY_RECEPTACLES.values(), *FULL_RECEPTACLES.values())
-    names = [kind for table in tables for kind in table]
+    names = [kind for room in (PLACES, TINY_RECEPTACLES, FULL_RECEPTACLES) for table in room.values() for kind in table]
     goals = [wording for wordings in WORDINGS.values() for wording in wordings]
     return [
         " ".join([*names, LAMP]).lower(),
