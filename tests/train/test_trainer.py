@@ -9,6 +9,9 @@ import pytest
 import torch
 
 from stepopsd.train import episodes
+from stepopsd.train.checkpoint import checkpoints
+from stepopsd.train.metrics import JsonLines
+from stepopsd.train.progress import Progress
 from stepopsd.train.trainer import Trainer
 from tests.train.conftest import make_policy
 from tests.train.toy import TASKS, WordGame, config
@@ -117,20 +120,24 @@ def test_run_directory_holds_the_evidence(model, tmp_path):
     assert facts["torch"] == torch.__version__
 
 
-def test_interrupt_keeps_the_finished_updates(model, tmp_path, monkeypatch):
-    run = config(tmp_path / "run", model, optim={"updates": 4})
+@pytest.mark.parametrize("between_updates", [True, False])
+def test_interrupted_run_continues_to_the_same_end(model, tmp_path, monkeypatch, between_updates):
+    run = config(tmp_path / "run", model, optim={"updates": 4}, checkpoint_every=2)
     whole = train(replace(run, run_dir=str(tmp_path / "whole")))
-    trainer = Trainer(run)
-    monkeypatch.setattr(trainer.metrics, "append", _interrupt_at(trainer.metrics.append, 3))
-    with pytest.raises(KeyboardInterrupt):
-        trainer.run()
-    again = train(run)
-    assert torch.equal(parameters(again), parameters(whole))
+    with monkeypatch.context() as patch:
+        # the optimiser has moved when an update's record is written, so that state must not be saved
+        target = Progress.update if between_updates else JsonLines.append
+        patch.setattr(Progress if between_updates else JsonLines, target.__name__, _interrupt_at(target, 3))
+        with pytest.raises(KeyboardInterrupt):
+            Trainer(run).run()
+    saved = [path.name for path in checkpoints(tmp_path / "run")]
+    assert saved == (["update-000002", "update-000003"] if between_updates else ["update-000002"])
+    assert torch.equal(parameters(train(run)), parameters(whole))
 
 
-def _interrupt_at(append, update):
-    def wrapped(record):
-        append(record)
+def _interrupt_at(method, update):
+    def wrapped(self, record):
+        method(self, record)
         if record.get("update") == update:
             raise KeyboardInterrupt
 
