@@ -26,11 +26,12 @@ class FitConfig:
     """How the rows are learned.
 
     Attributes:
+        epochs: Passes over the rows; 1.3 stops three tenths into the second.
         lr: Peak AdamW learning rate, reached after ``warmup_steps`` and then lowered along a cosine to 5 %.
         batch_tokens: Padded tokens per optimiser step.
     """
 
-    epochs: int = 1
+    epochs: float = 1.3
     lr: float = 2e-3
     warmup_steps: int = 50
     batch_tokens: int = 2048
@@ -95,7 +96,8 @@ def fit(
     if not rows:
         raise ValueError("rows must hold at least one training row, got none")
     rng = random.Random(config.seed)
-    schedule = [batch for _ in range(config.epochs) for batch in bucket(rows, config.batch_tokens, rng)]
+    passes = [bucket(rows, config.batch_tokens, rng) for _ in range(math.ceil(config.epochs))]
+    schedule = [batch for batches in passes for batch in batches][: round(config.epochs * len(passes[0]))]
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay
     )

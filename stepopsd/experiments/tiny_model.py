@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -122,3 +123,8 @@ def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: st
     """Write both so that ``from_pretrained(folder)`` loads them without a network."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    # transformers 5 writes a class name that version 4 does not know; both know this one.
+    settings = Path(folder) / "tokenizer_config.json"
+    described = json.loads(settings.read_text(encoding="utf-8"))
+    described["tokenizer_class"] = "PreTrainedTokenizerFast"
+    settings.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")

@@ -160,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", required=True, help="folder to write the model and its tokenizer to")
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--games", type=int, default=defaults.demonstrations.games)
-    parser.add_argument("--epochs", type=int, default=defaults.fit.epochs)
+    parser.add_argument("--epochs", type=float, default=defaults.fit.epochs)
     parser.add_argument("--workers", type=int, default=defaults.workers)
     parser.add_argument("--threads", type=int, default=defaults.threads)
     chosen = parser.parse_args(argv)
