@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import replace
 
 import pytest
@@ -19,7 +20,7 @@ from stepopsd.experiments.demonstrations import (
 )
 from stepopsd.experiments.sft import FitConfig, WeightedRow, bucket, fit, weighted_loss
 from stepopsd.experiments.tiny_model import END, TinyModelConfig, build_model, build_tokenizer, vocabulary
-from stepopsd.experiments.warmstart import WarmStartConfig, demo_tokenizer, training_row, warm_start
+from stepopsd.experiments.warmstart import BUNDLED_MODEL, WarmStartConfig, demo_tokenizer, training_row, warm_start
 from stepopsd.rollout.chat import ChatFormat, decode
 from stepopsd.rollout.contexts import DialogueContext, Prompting
 from stepopsd.train.hindsight import number_actions, render_hindsight
@@ -203,3 +204,26 @@ def test_warm_start_writes_a_model_that_loads(tmp_path):
     assert model.config.model_type == "qwen3"
     assert model.config.vocab_size == len(tokenizer)
     assert any("parameters" in line for line in lines)
+
+
+def test_bundled_model_knows_every_word_of_the_bundled_games():
+    pytest.importorskip("alfworld")
+    from stepopsd.envs.games.bundle import bundled_games
+
+    tokenizer = AutoTokenizer.from_pretrained(BUNDLED_MODEL, local_files_only=True)
+    games = [game for _, game in bundled_games()]
+    # "Sink_bar_00_bar_SinkBasin" is called sinkbasin, "Mug_bar_01" mug.
+    name = re.compile(r"^(?:[A-Za-z]+_bar_\d+_bar_)?([A-Za-z]+)(?:_bar_\d+)? - (?:object|receptacle)$", re.M)
+    types = {kind for game in games for kind in name.findall(game.problem)}
+    names = {f"a {kind.lower()} {number}." for kind in types for number in range(1, 5)}
+    assert len(games) > 100
+    assert len(types) > 50
+    for text in {*names, *(game.goal for game in games), *(line for game in games for line in game.walkthrough)}:
+        assert tokenizer.unk_token_id not in tokenizer(text, add_special_tokens=False)["input_ids"], text
+
+
+def test_bundled_model_is_small_and_rounded_to_bfloat16():
+    model = AutoModelForCausalLM.from_pretrained(BUNDLED_MODEL, dtype=torch.float32, local_files_only=True)
+    assert 5e5 < sum(p.numel() for p in model.parameters()) < 1.5e6
+    assert (BUNDLED_MODEL / "model.safetensors").stat().st_size < 2.5e6
+    assert all(torch.equal(p, p.bfloat16().float()) for p in model.parameters())
