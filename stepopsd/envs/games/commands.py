@@ -21,6 +21,7 @@ from stepopsd.envs.games.goals import TASK_TYPES
 from stepopsd.envs.games.layout import SIZES, SPLITS
 from stepopsd.envs.games.make import MadeGame, draw_checked
 from stepopsd.envs.games.verify import Checker
+from stepopsd.envs.install import INSTALL_HINT
 
 #: games per split in the official data
 OFFICIAL_COUNTS = {"train": 3553, "seen": 140, "unseen": 134}
@@ -128,7 +129,7 @@ def download_games(dest: Path) -> Path:
         RuntimeError: the downloader failed; says how it ended.
     """
     if find_spec("alfworld") is None:
-        raise ModuleNotFoundError("download needs alfworld: pip install 'stepopsd[alfworld]'")
+        raise ModuleNotFoundError(f"download needs alfworld: {INSTALL_HINT}")
     if find_spec("requests") is None:
         raise ModuleNotFoundError("alfworld's downloader needs requests: pip install requests")
     beside_python = Path(sys.executable).parent / "alfworld-download"

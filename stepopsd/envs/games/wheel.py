@@ -12,10 +12,10 @@ from typing import Any
 from stepopsd.envs.alfworld.games import GAME_FILE
 from stepopsd.envs.games.game import Game
 from stepopsd.envs.games.rooms import LAMP
+from stepopsd.envs.install import INSTALL_HINT
 
 #: the place in the grammar that every game replaces by its own goal
 GOAL_SLOT = "UNKNOWN GOAL"
-INSTALL_HINT = "install it with: pip install 'stepopsd[alfworld]'"
 
 
 def alfworld_data() -> Path:
@@ -26,7 +26,7 @@ def alfworld_data() -> Path:
     """
     spec = importlib.util.find_spec("alfworld")
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"alfworld is not installed; {INSTALL_HINT}")
+        raise ModuleNotFoundError(f"alfworld is not installed: {INSTALL_HINT}")
     return Path(spec.origin).parent / "data"
 
 
