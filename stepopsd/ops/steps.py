@@ -64,14 +64,15 @@ def step_statistics(
         (2.0, [2, 0])
     """
     seg = _segments(step_ids, trajectory_ids)
-    live = step_ids[seg.order] >= 0
-    x = values[seg.order].double().where(live, 0)
-    step, trajectory = step_ids[seg.order][seg.first].long(), trajectory_ids[seg.order][seg.first].long()
+    live = step_ids.gather(0, seg.order) >= 0
+    x = values.gather(0, seg.order).double().where(live, 0)
+    token = seg.order.gather(0, seg.first)
+    step, trajectory = step_ids.gather(0, token).long(), trajectory_ids.gather(0, token).long()
     used = (seg.length > 0) & (step >= 0)
     count = seg.length.where(used, 0)
     total = _sum(x, seg.length)
     mean = total / count.clamp(min=1)
-    variance = _sum((x - mean[seg.slot]).square().where(live, 0), seg.length) / count.clamp(min=1)
+    variance = _sum((x - mean.gather(0, seg.slot)).square().where(live, 0), seg.length) / count.clamp(min=1)
     low, high = (torch.segment_reduce(x, how, lengths=seg.length, unsafe=True) for how in ("min", "max"))
     return StepStatistics(
         trajectory.where(used, -1),
@@ -102,21 +103,21 @@ def step_scales(
     Source: ``equal_step_mean_abs`` of StepOPSD (arXiv 2605.27140).
     """
     seg = _segments(step_ids, trajectory_ids)
-    x = values[seg.order].double().abs()
-    counted = (step_ids[seg.order] >= 0) & x.isfinite()
+    x = values.gather(0, seg.order).double().abs()
+    counted = (step_ids.gather(0, seg.order) >= 0) & x.isfinite()
     count = _sum(counted.double(), seg.length)
     live = count > 0
     m = _sum(x.where(counted, 0), seg.length) / count.clamp(min=1)
 
-    group, steps_in_group = _groups(seg, trajectory_ids[seg.order])
+    group, steps_in_group = _groups(seg, trajectory_ids.gather(0, seg.order))
     live_steps = _sum(live.double(), steps_in_group)
-    mean = (_sum(m.where(live, 0), steps_in_group) / live_steps.clamp(min=1))[group]
-    budgeted = live & (live_steps[group] >= 2) & (mean > 0)
+    mean = (_sum(m.where(live, 0), steps_in_group) / live_steps.clamp(min=1)).gather(0, group)
+    budgeted = live & (live_steps.gather(0, group) >= 2) & (mean > 0)
     c = (mean / (m + EPS)).clamp(1 / SCALE_LIMIT, SCALE_LIMIT).where(budgeted, 1)
 
-    in_step = step_ids[seg.order] >= 0
+    in_step = step_ids.gather(0, seg.order) >= 0
     scale = torch.ones_like(values)
-    scale[seg.order] = c[seg.slot].where(in_step, 1).to(values.dtype)
+    scale.scatter_(0, seg.order, c.gather(0, seg.slot).where(in_step, 1).to(values.dtype))
     return scale, c.where(live, 0).to(values.dtype)
 
 
@@ -124,8 +125,8 @@ def _segments(step_ids: torch.Tensor, trajectory_ids: torch.Tensor) -> _Segments
     steps = step_ids.long().clamp(min=-1)
     trajectories = trajectory_ids.long()
     order = steps.argsort(stable=True)
-    order = order[trajectories[order].argsort(stable=True)]
-    new = _changes(trajectories[order]) | _changes(steps[order])
+    order = order.gather(0, trajectories.gather(0, order).argsort(stable=True))
+    new = _changes(trajectories.gather(0, order)) | _changes(steps.gather(0, order))
     slot = new.long().cumsum(0) - 1
     length = _lengths(slot)
     first = (length.cumsum(0) - length).clamp(max=max(0, slot.numel() - 1))
@@ -134,7 +135,7 @@ def _segments(step_ids: torch.Tensor, trajectory_ids: torch.Tensor) -> _Segments
 
 def _groups(seg: _Segments, trajectory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Step slot -> trajectory slot, and steps per trajectory slot, from the sorted trajectory ids."""
-    group = (_changes(trajectory).long().cumsum(0) - 1)[seg.first]
+    group = (_changes(trajectory).long().cumsum(0) - 1).gather(0, seg.first)
     return group, _lengths(group.where(seg.length > 0, group.numel()))
 
 
