@@ -150,10 +150,13 @@ def test_no_read_leaves_the_active_rows(dtype: torch.dtype) -> None:
     vocab = page // size - 13
     front, back = middle[:vocab].view(1, 1, vocab), middle[-vocab:].view(1, 1, vocab)
     ids = ids_for((1, 1, vocab))
+    # Overlapping rows, so that the last is one whole tile that ends with the page while the first is off a boundary.
+    tile = middle[-511:].as_strided((2, 1, 256), (255, 255, 1))
     off = torch.zeros(1, 1, dtype=torch.bool)
     outside = flat[2 * page // size :][:vocab].view(1, 1, vocab)
     assert survives(lambda: run(front, back, ids))
     assert survives(lambda: run(back, front, ids))
+    assert survives(lambda: run(tile, tile, ids_for((2, 1, 256))))
     assert survives(lambda: run(outside, front, ids, active=off))
     assert not survives(lambda: run(outside, front, ids)), "the guard itself does not work"
 
@@ -240,14 +243,16 @@ def test_entropies_are_zero_unless_asked_for() -> None:
     assert got[3:5].lt(0).all()
 
 
-def test_rows_may_lie_more_than_two_billion_elements_apart() -> None:
-    vocab, apart = 300, 2**31 + 1024
-    memory = torch.empty(apart + 2 * vocab, dtype=torch.bfloat16, device=DEVICE)  # pages never touched cost nothing
-    student, teacher = (memory[lead:].as_strided((2, 1, vocab), (apart, vocab, 1)) for lead in (0, vocab))
+@pytest.mark.parametrize(("count", "apart"), [(2, 2**31 + 1024), (3, 2**30 + 512)], ids=["stride", "product"])
+def test_rows_may_lie_more_than_two_billion_elements_apart(count: int, apart: int) -> None:
+    vocab = 300
+    size = (count - 1) * apart + 2 * vocab
+    memory = torch.empty(size, dtype=torch.bfloat16, device=DEVICE)  # pages never touched cost nothing
+    student, teacher = (memory[lead:].as_strided((count, 1, vocab), (apart, vocab, 1)) for lead in (0, vocab))
     for seed, x in enumerate((student, teacher)):
-        x.copy_(rows((2, 1, vocab), torch.bfloat16, seed=seed))
-    ids = ids_for((2, 1, vocab))
-    assert_rows(run(student, teacher, ids), expected(student, teacher, ids, torch.ones(2, 1)))
+        x.copy_(rows((count, 1, vocab), torch.bfloat16, seed=seed))
+    ids = ids_for((count, 1, vocab))
+    assert_rows(run(student, teacher, ids), expected(student, teacher, ids, torch.ones(count, 1)))
 
 
 def test_rows_with_two_strides_are_read_in_place() -> None:

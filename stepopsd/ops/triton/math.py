@@ -10,7 +10,8 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 NAN = tl.constexpr(float("nan"))
 MINUS_INF = tl.constexpr(float("-inf"))
-# Start of the running maximum. Finite, so that no difference of two maxima is NaN, and below every real logit.
+# Start of the running maximum. Finite, so that no difference of two maxima is NaN or infinite, and below every logit
+# that counts.
 BOTTOM = tl.constexpr(-1e30)
 # exp2 of this is 0 in fp32: a factor that keeps 0 * inf out of the entropy without changing it.
 NEGLIGIBLE = tl.constexpr(-200.0)
@@ -59,7 +60,7 @@ def fold(x, peak, total, moment, scale, ENTROPY: tl.constexpr):
     drop = peak - new_peak
     keep = tl.exp2(drop)[:, None]
     if ENTROPY:
-        lowered = tl.fma(tl.maximum(drop, NEGLIGIBLE)[:, None], total, moment)
+        lowered = tl.fma(drop[:, None], total, moment)
         moment = tl.fma(e, tl.maximum(exponent, NEGLIGIBLE), keep * lowered)
     total = tl.fma(total, keep, e)
     return new_peak, total, moment
@@ -100,7 +101,7 @@ def row_statistics(row, column, in_range, shift, peak, total, moment, scale, VEC
     logprob = tl.where(logprob > 0.0, 0.0, logprob)
     entropy = logprob * 0.0
     if ENTROPY:
-        lowered = tl.fma(tl.maximum(drop, NEGLIGIBLE), total, sum_slots(moment, shift, VEC))
+        lowered = tl.fma(drop, total, sum_slots(moment, shift, VEC))
         entropy = (log_mass - tl.sum(lowered * keep, axis=0) / mass) * LN2
         entropy = tl.where(entropy < 0.0, 0.0, entropy)
     return logprob, entropy
