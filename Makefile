@@ -6,6 +6,8 @@ STAMP = $(VENV)/.stepopsd-installed
 NATIVE_SOURCES = $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
 
 export TOKENIZERS_PARALLELISM = false
+# Threads that wait must not spin: on two busy cores a spinning one holds up the one it waits for.
+export OMP_WAIT_POLICY = PASSIVE
 
 .PHONY: demo test test-slow check bench gpu clean install
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ def train(args: Sequence[str]) -> int:
 
     args = list(args)
     dry_run = "--dry-run" in args
-    config = _run_config([a for a in args if a != "--dry-run"])
+    config = _run_config([a for a in args if a != "--dry-run"], "stepopsd train")
     if dry_run:
         print(dump_config(config), end="")
         return 0
@@ -27,7 +28,7 @@ def evaluate(args: Sequence[str]) -> int:
     """Play the fixed panels with a model or checkpoint and print success per task type."""
     from stepopsd.train.trainer import Trainer
 
-    Trainer(_run_config(args)).evaluate_only()
+    Trainer(_run_config(args, "stepopsd eval")).evaluate_only()
     return 0
 
 
@@ -62,8 +63,8 @@ def games(args: Sequence[str]) -> int:
     if not args or args[0] not in commands:
         print("usage: stepopsd games {make,check,download} [--help]", file=sys.stderr)
         return 2
-    _typed(commands[args[0]], args[1:], f"stepopsd games {args[0]}")
-    return 0
+    result = _typed(commands[args[0]], args[1:], f"stepopsd games {args[0]}")
+    return int(args[0] == "check" and result > 0)
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
@@ -89,6 +90,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _usage() -> None:
@@ -97,7 +101,7 @@ def _usage() -> None:
         print(f"  {name:8} {(command.__doc__ or '').splitlines()[0]}")
 
 
-def _run_config(args: Sequence[str]) -> Any:
+def _run_config(args: Sequence[str], prog: str) -> Any:
     from stepopsd.train.config import RunConfig
     from stepopsd.train.config_io import load_config
 
@@ -109,7 +113,7 @@ def _run_config(args: Sequence[str]) -> Any:
             raise ValueError("--config needs the path of a YAML file")
         default = load_config(Path(args[at + 1]))
         del args[at : at + 2]
-    return tyro.cli(RunConfig, default=default, args=args, prog="stepopsd train")
+    return tyro.cli(RunConfig, default=default, args=args, prog=prog)
 
 
 def _typed(function: Callable[..., Any], args: Sequence[str], prog: str) -> Any:

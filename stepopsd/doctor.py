@@ -260,7 +260,7 @@ def _bundled_games() -> Check:
 
 
 def _official_games() -> Check:
-    remedy = "stepopsd games download, then point ALFWORLD_DATA at the folder; the bundled games need nothing"
+    remedy = "stepopsd games download --dest DIR, then point ALFWORLD_DATA at it; the bundled games need nothing"
     root = os.environ.get("ALFWORLD_DATA")
     if not root:
         return Check("official games", False, "ALFWORLD_DATA is not set", remedy)

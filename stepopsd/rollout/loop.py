@@ -43,6 +43,7 @@ def run_episodes(
     temperature: float,
     sampling_seed: int = 0,
     batch_size: int = 0,
+    admissible_only: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Trajectory]:
     """Play every job to its end and return the trajectories in job order.
@@ -60,6 +61,7 @@ def run_episodes(
         temperature: See ``Sampling``.
         sampling_seed: Distinguishes updates and panels from each other.
         batch_size: Most episodes at a time; 0 for as many as the pool has slots.
+        admissible_only: Count a turn as invalid, too, when its action is not among those that the environment offered.
         progress: Called with (finished, all) after each round that finished an episode.
 
     Returns:
@@ -77,7 +79,7 @@ def run_episodes(
     sampling = Sampling(limits.max_response_tokens, temperature, context.chat.stop_ids)
     try:
         with engine.session() as session:
-            play = _Play(jobs, pool, session, context, limits, sampling, sampling_seed)
+            play = _Play(jobs, pool, session, context, limits, sampling, sampling_seed, admissible_only)
             return play.run(min(batch_size or pool.size, pool.size), progress)
     except KeyboardInterrupt:
         pool.close()
@@ -108,9 +110,11 @@ class _Play:
         limits: Limits,
         sampling: Sampling,
         sampling_seed: int,
+        admissible_only: bool,
     ) -> None:
         self.pool, self.session, self.context = pool, session, context
         self.limits, self.sampling, self.sampling_seed = limits, sampling, sampling_seed
+        self.admissible_only = admissible_only
         self.episodes = [_Episode(i, job, context) for i, job in enumerate(jobs)]
         self.waiting = deque(self.episodes)
         self.active: dict[int, _Episode] = {}  # slot -> episode
@@ -179,8 +183,11 @@ class _Play:
             observation=episode.observation.text,
             response=response,
             action=parsed.action,
-            is_valid=parsed.is_valid,
+            is_valid=parsed.is_valid and self._is_offered(parsed.action, episode.observation),
         )
+
+    def _is_offered(self, action: str, observation: Observation) -> bool:
+        return not self.admissible_only or not observation.admissible or action in observation.admissible
 
     def _take(self, slot: int, episode: _Episode, result: StepResult | EnvError) -> None:
         trajectory = episode.trajectory

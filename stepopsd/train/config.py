@@ -38,6 +38,8 @@ class EnvConfig:
         games: Root of the games; "bundled" for the set shipped with the package, else a folder in ALFWorld's layout
             (``$ALFWORLD_DATA`` style).
         train_split: Split that training draws groups from.
+        train_games: Train on so many of its games, spread evenly; 0 takes all. An evaluation panel of the training
+            split is drawn from the same games.
         eval_splits: Fixed evaluation panels, one per split.
         workers: Environment processes; 0 plays in this process.
         max_steps: Actions per episode.
@@ -46,11 +48,14 @@ class EnvConfig:
         history: Past steps shown in a windowed prompt.
         think: The prompt asks for <think></think> and the format check demands it.
         prompt_style: ``full`` sentences for instruction-tuned models, ``compact`` for tiny models with short contexts.
+        invalid: What counts as an invalid action: a broken ``format`` (verl-agent's rule), or also an ``inadmissible``
+            one, which the environment did not offer.
     """
 
     name: Literal["alfworld"] = "alfworld"
     games: str = "bundled"
     train_split: str = "train"
+    train_games: int = 0
     eval_splits: tuple[str, ...] = ("seen", "unseen")
     workers: int = 2
     max_steps: int = 50
@@ -59,10 +64,13 @@ class EnvConfig:
     history: int = 2
     think: bool = True
     prompt_style: Literal["full", "compact"] = "full"
+    invalid: Literal["format", "inadmissible"] = "format"
 
     def __post_init__(self) -> None:
+        choice("env.invalid", self.invalid, ("format", "inadmissible"))
         choice("env.prompt_style", self.prompt_style, ("full", "compact"))
         positive("env.max_steps", self.max_steps)
+        closed("env.train_games", self.train_games, 0, 1 << 30)
         closed("env.workers", self.workers, 0, 512)
         closed("env.history", self.history, 0, 1000)
 

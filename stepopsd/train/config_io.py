@@ -89,6 +89,18 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+def differences(a: Any, b: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Full keys at which two configurations differ, with both values."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for f in dataclasses.fields(a):
+        mine, theirs, key = getattr(a, f.name), getattr(b, f.name), prefix + f.name
+        if dataclasses.is_dataclass(mine):
+            found |= differences(mine, theirs, f"{key}.")
+        elif mine != theirs:
+            found[key] = (mine, theirs)
+    return found
+
+
 def dump_config(config: RunConfig) -> str:
     """The resolved configuration as YAML; ``load_config`` reads it back unchanged."""
     return str(yaml.safe_dump(to_tree(config), sort_keys=False))

@@ -18,8 +18,6 @@ from stepopsd.rollout.records import Trajectory
 from stepopsd.train.config import EnvConfig, RunConfig
 from stepopsd.train.policy import Policy
 
-GAMES_VARIABLE = "ALFWORLD_DATA"
-
 
 def tasks_of(config: EnvConfig, split: str) -> list[Task]:
     """The tasks of one split of ``env.games``.
@@ -72,6 +70,7 @@ class Episodes:
             self.context,
             limits=self.limits,
             temperature=temperature,
+            admissible_only=self._env.invalid == "inadmissible",
             progress=progress,
         )
 

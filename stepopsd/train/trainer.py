@@ -13,11 +13,12 @@ from torch import Tensor
 
 from stepopsd.credit import CreditInputs, CreditResult, create
 from stepopsd.credit.grpo import group_normalize
+from stepopsd.envs.base import Task
 from stepopsd.rollout.records import Batch, Row, Trajectory
 from stepopsd.rollout.rows import build_rows, collate
 from stepopsd.train.checkpoint import TrainState, checkpoints, load_checkpoint, save_checkpoint
 from stepopsd.train.config import RunConfig
-from stepopsd.train.config_io import dump_config, to_tree
+from stepopsd.train.config_io import differences, dump_config, load_config, to_tree
 from stepopsd.train.episodes import Episodes, tasks_of
 from stepopsd.train.evaluation import episode_records, panel, success_by_kind
 from stepopsd.train.metrics import JsonLines
@@ -28,6 +29,13 @@ from stepopsd.train.step import PolicyStep
 from stepopsd.train.tasks import episode_seed, tasks_of_update
 from stepopsd.train.teacher import Teacher, TeacherScores
 from stepopsd.train.transcripts import choose_transcripts, transcript
+
+#: Keys that change how long, where or how closely watched a run is, but not what it computes.
+RESUME_MAY_CHANGE = frozenset({
+    "run_dir", "device", "checkpoint_every", "keep_checkpoints", "transcripts_every", "transcripts", "resume",
+    "optim.updates", "optim.microbatch_tokens", "env.workers", "env.step_timeout_s", "env.episode_timeout_s",
+    "env.games", "model.path",
+})  # fmt: skip
 
 
 class Trainer:
@@ -43,8 +51,8 @@ class Trainer:
 
         self.config = config
         self.run_dir = Path(config.run_dir)
-        self.tasks = tasks_of(config.env, config.env.train_split)
-        self.panels = {s: panel(tasks_of(config.env, s), config.eval.games) for s in config.env.eval_splits}
+        self.tasks = panel(tasks_of(config.env, config.env.train_split), config.env.train_games)
+        self.panels = {split: panel(self._games(split), config.eval.games) for split in config.env.eval_splits}
         disable_progress_bar()
         self.accelerator = Accelerator(cpu=_wants_cpu(config.device))
         torch.manual_seed(config.seed)
@@ -98,6 +106,9 @@ class Trainer:
         finally:
             progress.close()
             self.episodes.close()
+
+    def _games(self, split: str) -> list[Task]:
+        return self.tasks if split == self.config.env.train_split else tasks_of(self.config.env, split)
 
     # one update
 
@@ -244,9 +255,18 @@ class Trainer:
         self.run_dir.mkdir(parents=True, exist_ok=True)
         if not self.config.resume and (self.metrics.path.exists() or checkpoints(self.run_dir)):
             raise ValueError(f"run_dir {self.run_dir} already holds a run and resume is false; choose another folder")
-        (self.run_dir / "config.yaml").write_text(dump_config(self.config))
+        stored = self.run_dir / "config.yaml"
+        if checkpoints(self.run_dir) and stored.is_file():
+            self._require_same_run(load_config(stored))
+        stored.write_text(dump_config(self.config))
         facts = provenance(self.policy.model)
         (self.run_dir / "environment.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+    def _require_same_run(self, earlier: RunConfig) -> None:
+        changed = {k: v for k, v in differences(earlier, self.config).items() if k not in RESUME_MAY_CHANGE}
+        if changed:
+            listed = ", ".join(f"{key} was {old!r} and is now {new!r}" for key, (old, new) in changed.items())
+            raise ValueError(f"run_dir {self.run_dir} holds another run's checkpoint: {listed}; choose another run_dir")
 
     def _resume(self) -> int:
         saved = checkpoints(self.run_dir)

@@ -120,6 +120,13 @@ def test_run_directory_holds_the_evidence(model, tmp_path):
     assert facts["torch"] == torch.__version__
 
 
+def test_training_games_are_a_fixed_part_of_the_split(model, tmp_path):
+    run = config(tmp_path / "run", model, env={"train_games": 2, "eval_splits": ["train", "seen"]}, eval={"games": 0})
+    trainer = train(run)
+    played = [{r["task_id"] for r in log(trainer, "evaluations") if r["panel"] == name} for name in ("train", "seen")]
+    assert played == [{"game-0", "game-4"}, {t.task_id for t in TASKS}]
+
+
 @pytest.mark.parametrize("between_updates", [True, False])
 def test_interrupted_run_continues_to_the_same_end(model, tmp_path, monkeypatch, between_updates):
     run = config(tmp_path / "run", model, optim={"updates": 4}, checkpoint_every=2)
@@ -142,6 +149,14 @@ def _interrupt_at(method, update):
             raise KeyboardInterrupt
 
     return wrapped
+
+
+def test_resuming_under_another_configuration_is_refused(model, tmp_path):
+    run = config(tmp_path / "run", model, optim={"updates": 1})
+    train(run)
+    changed = replace(run, optim=replace(run.optim, updates=2, lr=0.5))
+    with pytest.raises(ValueError, match=r"optim\.lr was 0\.01 and is now 0\.5"):
+        Trainer(changed).run()
 
 
 def test_a_finished_run_is_not_overwritten_without_resume(model, tmp_path):

@@ -12,6 +12,7 @@ from typing import Any
 
 from stepopsd.envs.alfworld import memo
 from stepopsd.envs.alfworld.games import read_game
+from stepopsd.envs.install import INSTALL_HINT
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ def _new_interpreter(memoise: bool) -> Any:
             from textworld.envs.pddl.pddl import PddlEnv
     except ImportError as error:
         raise ImportError(
-            f"the ALFWorld text engine needs the 'alfworld' extra: pip install 'stepopsd[alfworld]' ({error})"
+            f"the ALFWorld text engine is not installed ({error}): {INSTALL_HINT}"
         ) from error
     pddl_env = memo.memoised_pddl_env() if memoise and memo.supported() else PddlEnv
     return AlfredDemangler(pddl_env(textworld.EnvInfos(won=True, admissible_commands=True)), shuffle=False)
