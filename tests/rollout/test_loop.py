@@ -98,6 +98,15 @@ def test_failing_environment_ends_its_own_episode_only(chat: ChatFormat) -> None
     assert [len(t.turns) for t in played] == [2, 3, 1, 0, 3]
 
 
+def test_action_that_was_not_offered_is_invalid_only_on_request(chat: ChatFormat) -> None:
+    def script(key: int, turn: int) -> str:
+        return "<action>dance</action>" if turn == 0 else OPEN
+
+    for admissible_only, first in ((False, True), (True, False)):
+        played, _, _ = play(chat, script, jobs_of(1), admissible_only=admissible_only)
+        assert [turn.is_valid for turn in played[0].turns] == [first, True, True, True]
+
+
 def test_free_slots_are_refilled_and_conversations_dropped(chat: ChatFormat) -> None:
     played, engine, pool = play(chat, lambda key, turn: OPEN if key else WAIT, jobs_of(7), slots=3)
     assert [t.status for t in played] == ["step_limit"] + ["success"] * 6
