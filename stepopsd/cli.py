@@ -28,7 +28,9 @@ def evaluate(args: Sequence[str]) -> int:
     """Play the fixed panels with a model or checkpoint and print success per task type."""
     from stepopsd.train.trainer import Trainer
 
-    Trainer(_run_config(args, "stepopsd eval")).evaluate_only()
+    for panel, by_kind in Trainer(_run_config(args, "stepopsd eval")).evaluate_only().items():
+        for kind, (won, played) in by_kind.items():
+            print(f"{panel:8} {kind:32} {won:4}/{played:<4} {won / played:.2f}")
     return 0
 
 

@@ -98,8 +98,11 @@ class Trainer:
         return self.run_dir
 
     def evaluate_only(self) -> dict[str, dict[str, tuple[int, int]]]:
-        """Play the panels once; panel -> task type -> (won, played)."""
-        self.run_dir.mkdir(parents=True, exist_ok=True)
+        """Play the panels once; panel -> task type -> (won, played). Replaces an earlier evaluation in ``run_dir``."""
+        if self.metrics.path.exists() or checkpoints(self.run_dir):
+            raise ValueError(f"run_dir {self.run_dir} holds a training run; give the evaluation a folder of its own")
+        self._open_run_dir()
+        self.evaluations.cut_after(-1)
         progress = Progress(self.config, 0)
         try:
             return self._evaluate(0, progress)
