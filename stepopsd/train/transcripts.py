@@ -33,7 +33,7 @@ def transcript(
     tokens: dict[str, Tensor],
     policy: Policy,
 ) -> dict[str, Any]:
-    """One trajectory as plain data.
+    """One trajectory as plain data; per token the student's log-prob, A, Ã, Δ (teacher = log-prob + Δ) and w.
 
     Args:
         index: Which trajectory.
@@ -55,6 +55,7 @@ def transcript(
                 "action": turn.action,
                 "is_valid": turn.is_valid,
                 "tokens": [policy.tokenizer.decode([i]) for i in turn.response_ids],
+                "logprobs": batch.old_logprobs[r, where].tolist(),
                 "advantages": [float(plain[r])] * count,
                 "shaped": batch.advantages[r, where].tolist(),
                 "delta": tokens["delta"][r, where].tolist() if "delta" in tokens else [0.0] * count,

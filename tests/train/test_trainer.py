@@ -114,7 +114,7 @@ def test_run_directory_holds_the_evidence(model, tmp_path):
     panels = log(trainer, "evaluations")
     assert [(r["update"], r["task_id"]) for r in panels] == [(u, t) for u in (0, 3) for t in ("game-0", "game-4")]
     turn = log(trainer, "transcripts")[0]["turns"][0]
-    lengths = {len(turn[key]) for key in ("tokens", "advantages", "shaped", "delta", "weights", "in_span")}
+    lengths = {len(turn[key]) for key in ("tokens", "logprobs", "advantages", "shaped", "delta", "weights", "in_span")}
     assert len(lengths) == 1
     facts = json.loads((trainer.run_dir / "environment.json").read_text())
     assert facts["torch"] == torch.__version__
