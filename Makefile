@@ -28,7 +28,7 @@ demo: $(STAMP)  ## GRPO against StepOPSD on the real ALFWorld engine; ends in ru
 
 # One thread: the tests' matrices are tiny, and a second OpenMP thread on a busy machine only waits.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 STEPOPSD_REQUIRE_BACKENDS=torch,cpu,triton $(BIN)/pytest -q -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 STEPOPSD_REQUIRE_ENGINE=1 STEPOPSD_REQUIRE_BACKENDS=torch,cpu,triton $(BIN)/pytest -q -m "not slow and not gpu"
 
 test-slow: $(STAMP)  ## the learning test: three seeds of training on the real engine
 	$(BIN)/pytest -q -m slow -s

@@ -48,6 +48,11 @@ class ChatFormat:
         """Ids of a conversation's first user message and the generation prompt."""
         return self._ids(self._before + user + self._generation)
 
+    def content_start(self) -> int:
+        """Position of the user's words in an opening: where two openings with different words part."""
+        pairs = zip(self.opening("look"), self.opening("go"), strict=False)
+        return next(i for i, (a, b) in enumerate(pairs) if a != b)
+
     def followup(self, user: str, response_ids: list[int]) -> list[int]:
         """Ids between a sampled response and the next one: end of turn, user message, generation prompt.
 

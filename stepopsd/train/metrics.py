@@ -21,6 +21,12 @@ class JsonLines:
         with self.path.open("a") as file:
             file.write(json.dumps({k: plain(v) for k, v in record.items()}) + "\n")
 
+    def count(self, update: int) -> int:
+        """How many records of one update there are."""
+        if not self.path.exists():
+            return 0
+        return sum(json.loads(line)["update"] == update for line in self.path.read_text().splitlines())
+
     def cut_after(self, update: int) -> None:
         """Drop the records of later updates, and a half-written last line."""
         if not self.path.exists():

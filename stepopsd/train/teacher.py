@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stepopsd.ops.reference import selected_logprobs
+from stepopsd.rollout.chat import ChatFormat
 from stepopsd.rollout.records import Row, Trajectory
 from stepopsd.train.config import CreditConfig
 from stepopsd.train.hindsight import choose_peers, render_hindsight, render_peer
@@ -46,7 +47,7 @@ class Teacher:
     def __init__(self, policy: Policy, config: CreditConfig, *, temperature: float, max_tokens: int) -> None:
         self.config, self.temperature, self.max_tokens = config, temperature, max_tokens
         self.scorer = policy if config.teacher == "live" else policy.frozen_copy()
-        self._prefix_at = _content_start(policy.tokenizer) if config.hindsight.placement == "prefix" else 0
+        self._prefix_at = ChatFormat(policy.tokenizer).content_start()
 
     def refresh(self, policy: Policy, update: int) -> bool:
         """Hard copy after every ``teacher_refresh_every``-th update; returns whether it happened."""
@@ -114,14 +115,3 @@ class Teacher:
             logits = self.scorer.logits_at(ids.to(device), mask.to(device), read.to(device), positions.to(device))
             out[rows, targets] = selected_logprobs(logits.float(), tokens.to(device), self.temperature).cpu()
         model.train(was_training)
-
-
-def _content_start(tokenizer: object) -> int:
-    """Position of the user's words in an opening prompt: where two prompts with different words part."""
-    a, b = (
-        tokenizer.apply_chat_template(  # type: ignore[attr-defined]
-            [{"role": "user", "content": word}], add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-        for word in ("look", "go")
-    )
-    return next(i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)

@@ -42,7 +42,7 @@ class Trainer:
     """One run. Everything it needs is checked before the model is loaded; everything it learns is in ``run_dir``.
 
     Example:
-        >>> Trainer(load_config("configs/alfworld_stepopsd.yaml")).run()  # doctest: +SKIP
+        >>> Trainer(load_config("run.yaml")).run()  # doctest: +SKIP
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -78,8 +78,9 @@ class Trainer:
         progress = Progress(self.config, done)
         clean = True
         try:
-            if done == 0:
-                self._evaluate(0, progress)
+            if self._owes_evaluation(done):
+                self.evaluations.cut_after(done - 1)
+                self._evaluate(done, progress)
             while done < self.config.optim.updates:
                 clean = False
                 record = self._update(done + 1)
@@ -235,6 +236,12 @@ class Trainer:
             results[name] = success_by_kind(records)
             progress.evaluation(update, name, results[name])
         return results
+
+    def _owes_evaluation(self, done: int) -> bool:
+        """Whether the run was interrupted in the middle of the panels (or has not played the first ones)."""
+        episodes = self.config.eval.samples * sum(len(tasks) for tasks in self.panels.values())
+        due = done == 0 or self._due(done, self.config.eval.every)
+        return due and self.evaluations.count(done) < episodes
 
     def _store_transcripts(
         self, update: int, trajectories: list[Trajectory], rows: list[Row], plain: Tensor, batch: Batch,

@@ -142,6 +142,22 @@ def test_interrupted_run_continues_to_the_same_end(model, tmp_path, monkeypatch,
     assert torch.equal(parameters(train(run)), parameters(whole))
 
 
+def test_panels_that_an_interrupt_cut_short_are_played_again(model, tmp_path, monkeypatch):
+    run = config(tmp_path / "run", model, env={"eval_splits": ["seen", "unseen"]}, eval={"every": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "evaluation", _interrupt_evaluation)
+        with pytest.raises(KeyboardInterrupt):
+            Trainer(run).run()
+    trainer = train(run)
+    played = [(r["update"], r["panel"]) for r in log(trainer, "evaluations")]
+    assert played == [(u, p) for u in range(4) for p in ("seen", "unseen") for _ in range(2)]
+
+
+def _interrupt_evaluation(self, update, name, by_kind):
+    if update == 2:
+        raise KeyboardInterrupt
+
+
 def _interrupt_at(method, update):
     def wrapped(self, record):
         method(self, record)
