@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stepopsd.ops.shaping import ShapedAdvantages, shape_advantages
+    from stepopsd.ops.logprobs import TokenLogprobs, token_logprobs
+    from stepopsd.ops.shaping import ShapedAdvantages, shape_advantages, step_segments
 
 __version__ = "0.1.0"
-__all__ = ["ShapedAdvantages", "__version__", "shape_advantages"]
+__all__ = [
+    "ShapedAdvantages", "TokenLogprobs", "__version__", "shape_advantages", "step_segments", "token_logprobs",
+]  # fmt: skip
+
+_HOMES = {
+    "ShapedAdvantages": "shaping", "shape_advantages": "shaping", "step_segments": "shaping",
+    "TokenLogprobs": "logprobs", "token_logprobs": "logprobs",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     # On first use, so that the parts without torch (environments, retrieval, configuration) stay without it.
-    if name not in ("ShapedAdvantages", "shape_advantages"):
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from stepopsd.ops import shaping
-
-    return globals().setdefault(name, getattr(shaping, name))
+    return globals().setdefault(name, getattr(importlib.import_module(f"stepopsd.ops.{_HOMES[name]}"), name))

@@ -7,20 +7,20 @@ from collections.abc import Sequence
 
 import torch
 
+from stepopsd.ops.segments import StepSegments
+
 WEIGHT_FNS = ("sigmoid", "exp")
 STEP_NORMS = ("equal_step_mean_abs", "equal_step_ratio", "none")
 _FLOAT_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 _INT_DTYPES = (torch.int64, torch.int32)
 
 
-def options(alpha_clip: float, lambda_mix: float, weight_fn: str, step_norm: str, temperature: float) -> None:
+def options(alpha_clip: float, lambda_mix: float, weight_fn: str, step_norm: str) -> None:
     """Raise unless every scalar option is in range."""
     if not 0 < alpha_clip <= 1:
         raise ValueError(f"alpha_clip must lie in (0, 1], got {alpha_clip}")
     if not 0 <= lambda_mix <= 1:
         raise ValueError(f"lambda_mix must lie in [0, 1], got {lambda_mix}")
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be finite and greater than 0, got {temperature}")
     if weight_fn not in WEIGHT_FNS:
         raise ValueError(f"weight_fn must be one of {', '.join(WEIGHT_FNS)}, got {weight_fn!r}")
     if step_norm not in STEP_NORMS:
@@ -59,25 +59,42 @@ def forms(
     )
 
 
-def logprob_options(temperature: float, entropy: bool) -> None:
+def temperature(x: float | torch.Tensor, shape: torch.Size, device: torch.device) -> float | torch.Tensor:
+    """``x`` as a float, or as the (...) float32 tensor that it is; raise unless > 0. Tensors' values are not read."""
+    if isinstance(x, torch.Tensor):
+        _dtype("temperature", x, (torch.float32,))
+        rows("temperature", x, shape, device)
+        return x
+    if not 0 < x < math.inf:
+        raise ValueError(f"temperature must be finite and greater than 0, got {x}")
+    return float(x)
+
+
+def logprob_options(temperature: float | torch.Tensor, entropy: bool) -> None:
     """Raise where an option of the logits form is asked of ready log-probs."""
-    if temperature != 1.0:
+    if isinstance(temperature, torch.Tensor) or temperature != 1.0:
         raise ValueError(f"temperature must be 1.0 with ready log-probs (it is already in them), got {temperature}")
     if entropy:
         raise ValueError("entropy must be False with ready log-probs (it needs logits), got True")
 
 
-def logits(student: torch.Tensor, teacher: torch.Tensor) -> torch.dtype:
-    """The dtype to compute in; raise unless both are (..., V >= 1) of one shape, dtype and device, V contiguous."""
-    for name, x in (("student_logits", student), ("teacher_logits", teacher)):
-        _dtype(name, x, _FLOAT_DTYPES)
-        if x.ndim < 1 or x.shape[-1] < 1:
-            raise ValueError(f"{name} must have shape (..., V) with V >= 1, got {tuple(x.shape)}")
-        if x.stride(-1) != 1 and x.shape[-1] > 1:
-            raise ValueError(
-                f"{name} must be contiguous along the vocabulary (stride 1), got stride {x.stride(-1)}; "
-                "call .contiguous() where the copy is acceptable"
-            )
+def logits(name: str, x: torch.Tensor) -> torch.dtype:
+    """The dtype to compute in; raise unless ``x`` is floating (..., V >= 1) with V contiguous."""
+    _dtype(name, x, _FLOAT_DTYPES)
+    if x.ndim < 1 or x.shape[-1] < 1:
+        raise ValueError(f"{name} must have shape (..., V) with V >= 1, got {tuple(x.shape)}")
+    if x.stride(-1) != 1 and x.shape[-1] > 1:
+        raise ValueError(
+            f"{name} must be contiguous along the vocabulary (stride 1), got stride {x.stride(-1)}; "
+            "call .contiguous() where the copy is acceptable"
+        )
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def logits_pair(student: torch.Tensor, teacher: torch.Tensor) -> torch.dtype:
+    """The dtype to compute in; raise unless both are logits of one shape, dtype and device."""
+    logits("student_logits", student)
+    logits("teacher_logits", teacher)
     if student.dtype != teacher.dtype:
         raise TypeError(f"teacher_logits must have the dtype of student_logits {student.dtype}, got {teacher.dtype}")
     return _alike("logits", student, teacher)
@@ -116,6 +133,12 @@ def token_ids(x: torch.Tensor, shape: torch.Size, device: torch.device) -> None:
     rows("token_ids", x, shape, device)
 
 
+def mask(x: torch.Tensor, shape: torch.Size, device: torch.device) -> None:
+    """Raise unless ``x`` is (...) bool."""
+    _dtype("mask", x, (torch.bool,))
+    rows("mask", x, shape, device)
+
+
 def rows(name: str, x: torch.Tensor, shape: torch.Size, device: torch.device) -> None:
     """Raise unless ``x`` has the leading shape (...) and the device."""
     if x.shape != shape:
@@ -139,6 +162,15 @@ def trajectories(x: torch.Tensor, shape: torch.Size, device: torch.device) -> to
         return x.view(-1, *[1] * (len(shape) - 1)).expand(shape)
     allowed = f"{tuple(shape)}" + (f" or {tuple(shape[:1])}" if shape else "")
     raise ValueError(f"trajectory_ids must have shape {allowed}, got {tuple(x.shape)}")
+
+
+def segments(x: StepSegments, shape: torch.Size, device: torch.device, step_ids: torch.Tensor | None) -> None:
+    """Raise unless the segments were made for this many tokens on this device, and their step ids are given too."""
+    if step_ids is None:
+        raise ValueError("step_ids must be given with segments (the ids that these were made from), got None")
+    if x.order.numel() != shape.numel():
+        raise ValueError(f"segments must be those of {shape.numel()} tokens, got segments of {x.order.numel()}")
+    same_device("segments", x.order, device)
 
 
 def _dtype(name: str, x: torch.Tensor, allowed: Sequence[torch.dtype]) -> None:

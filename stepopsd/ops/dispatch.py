@@ -4,53 +4,56 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Sequence
 from typing import Protocol, cast
 
 import torch
+from torch import Tensor
+
+from stepopsd.ops.segments import StepSegments
 
 _MODULES = {
-    "triton": "stepopsd.ops.triton.pair",
+    "triton": "stepopsd.ops.triton",
+    "cuda": "stepopsd.ops.cuda",
     "cpu": "stepopsd.ops.native",
     "torch": "stepopsd.ops.torch_backend",
 }
 BACKENDS = tuple(_MODULES)
-_PREFERENCE = {"cuda": ("triton", "torch"), "cpu": ("cpu", "torch")}
+_PREFERENCE = {"cuda": ("triton", "cuda", "torch"), "cpu": ("cpu", "torch")}
 
 
 class Backend(Protocol):
-    """What each backend module offers; rows outside ``active`` are not read and keep their advantage."""
+    """What each backend module offers; nothing of a row outside ``active`` is read but its advantage."""
 
     def availability(self, device_type: str) -> str | None:
         """None when tensors of this device type can be computed, else the reason why not."""
 
-    def pair_rows(
-        self,
-        student: torch.Tensor,
-        teacher: torch.Tensor,
-        ids: torch.Tensor,
-        advantages: torch.Tensor,
-        active: torch.Tensor,
-        *,
-        alpha_clip: float,
-        lambda_mix: float,
-        weight_fn: str,
-        temperature: float,
-        entropy: bool,
-    ) -> torch.Tensor:
-        """(B, R, V) logits to (7, B, R): shaped, weight, delta, log-probs and entropies of student and teacher."""
+    def score_rows(
+        self, logits: Sequence[Tensor], ids: Tensor, active: Tensor, *, temperature: float | Tensor, entropy: bool
+    ) -> Tensor:
+        """K = 1 or 2 logits (B, R, V) to (K, 3, B, R): log-prob of the id, log-sum-exp and entropy, in nats.
 
-    def epilogue_rows(
+        ``ids`` int64 and ``active`` bool are (B, R) and contiguous, like the temperature where it is a tensor. The
+        entropy is 0 unless asked for, and so is everything in rows that are not active.
+        """
+
+    def shape_rows(
         self,
-        student_logprobs: torch.Tensor,
-        teacher_logprobs: torch.Tensor,
-        advantages: torch.Tensor,
-        active: torch.Tensor,
+        student_logprobs: Tensor,
+        teacher_logprobs: Tensor,
+        advantages: Tensor,
+        active: Tensor,
+        segments: StepSegments | None,
         *,
         alpha_clip: float,
         lambda_mix: float,
         weight_fn: str,
-    ) -> torch.Tensor:
-        """(M,) log-probs to (3, M): shaped, weight, delta."""
+        step_norm: str,
+    ) -> tuple[Tensor, Tensor]:
+        """Contiguous (M,) log-probs to (4, M) shaped, weight, delta, scale, and the statistics of ``results``.
+
+        The step budget runs where ``segments`` are given, which callers leave out at λ = 0.
+        """
 
 
 @functools.cache
@@ -66,6 +69,8 @@ def unavailable(name: str, device_type: str, dtype: torch.dtype = torch.float32)
     if dtype == torch.float64 and name != "torch":
         return "float64 input is computed by the torch backend only"
     module = _load(name)
+    if not isinstance(module, str) and not hasattr(module, "shape_rows"):
+        return "not ported yet"
     return module if isinstance(module, str) else module.availability(device_type)
 
 
@@ -74,7 +79,7 @@ def resolve(backend: str, device_type: str, dtype: torch.dtype = torch.float32) 
 
     Args:
         backend: ``auto`` or one of ``BACKENDS``. ``auto`` takes Triton on CUDA tensors, the native kernel on CPU
-            tensors, and torch where these are not available.
+            tensors, and what comes next in line where these are not available: CUDA C++, torch.
         device_type: ``tensor.device.type``.
         dtype: Dtype of the logits or log-probs.
 

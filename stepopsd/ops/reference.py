@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from stepopsd.ops.results import ShapedAdvantages, ShapingStats
+from stepopsd.ops.results import STATISTICS, ShapedAdvantages, ShapingStats
 
 
 def selected_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
@@ -168,22 +168,23 @@ def _statistics(
     zero, one = delta.new_zeros(()), delta.new_ones(())
     there, n = bool(counted.any()), max(1, int(counted.sum()))
     edges = ((c <= 0.5 + 1e-6) | (c >= 2.0 - 1e-6)).sum()
-    return ShapingStats(
-        count=counted.sum(),
-        nonfinite=torch.tensor(sum(active)) - counted.sum(),
-        delta_mean=d.mean() if there else zero,
-        delta_std=d.std(unbiased=False) if there else zero,
-        delta_min=d.min() if there else zero,
-        delta_max=d.max() if there else zero,
-        delta_abs_mean=d.abs().mean() if there else zero,
-        weight_mean=v.mean() if there else zero,
-        weight_std=v.std(unbiased=False) if there else zero,
-        weight_min=v.min() if there else zero,
-        weight_max=v.max() if there else zero,
-        at_low=(v <= 1 - alpha_clip + 1e-6).sum() / n,
-        at_high=(v >= 1 + alpha_clip - 1e-6).sum() / n,
-        steps=torch.tensor(len(factors)),
-        scale_min=c.min() if factors else one,
-        scale_max=c.max() if factors else one,
-        scale_clamped=edges / max(1, len(factors)),
-    )
+    values = {
+        "count": counted.sum(),
+        "nonfinite": torch.tensor(sum(active)) - counted.sum(),
+        "delta_mean": d.mean() if there else zero,
+        "delta_std": d.std(unbiased=False) if there else zero,
+        "delta_min": d.min() if there else zero,
+        "delta_max": d.max() if there else zero,
+        "delta_abs_mean": d.abs().mean() if there else zero,
+        "weight_mean": v.mean() if there else zero,
+        "weight_std": v.std(unbiased=False) if there else zero,
+        "weight_min": v.min() if there else zero,
+        "weight_max": v.max() if there else zero,
+        "at_low": (v <= 1 - alpha_clip + 1e-6).sum() / n,
+        "at_high": (v >= 1 + alpha_clip - 1e-6).sum() / n,
+        "steps": torch.tensor(len(factors)),
+        "scale_min": c.min() if factors else one,
+        "scale_max": c.max() if factors else one,
+        "scale_clamped": edges / max(1, len(factors)),
+    }
+    return ShapingStats(torch.stack([values[name].double() for name in STATISTICS]))

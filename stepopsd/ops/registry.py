@@ -1,6 +1,7 @@
 """Every torch custom op of the package: schema, real implementation and fake, in one place.
 
-Checks of values (id range) live in the bodies, so that ``torch.compile(fullgraph=True)`` keeps one graph.
+Eager calls go straight to the implementation: dispatching a custom op costs tens of microseconds of host time. Checks
+of values (id range) live in the implementations, so that ``torch.compile(fullgraph=True)`` keeps one graph.
 """
 
 from __future__ import annotations
@@ -8,108 +9,209 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stepopsd.ops import dispatch, layout, steps
+from stepopsd.ops import dispatch, layout
+from stepopsd.ops.results import STATISTICS
+from stepopsd.ops.segments import StepSegments, sort_steps
 
-PAIR_CHANNELS = 7  # shaped, weight, delta, log-prob student and teacher, entropy student and teacher
-EPILOGUE_CHANNELS = 3  # shaped, weight, delta
+SCORE_CHANNELS = 3  # log-prob, log-sum-exp, entropy
+SHAPE_CHANNELS = 4  # shaped, weight, delta, scale
 
 
-@torch.library.custom_op("stepopsd::pair_rows", mutates_args=())
-def pair_rows(
-    student: Tensor,
-    teacher: Tensor,
-    ids: Tensor,
+def traced(*tensors: Tensor) -> bool:
+    """Whether something other than plain eager PyTorch looks on, so that the call must be an op with a schema."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return True
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
+    return any(type(x) is not Tensor and type(x) is not torch.nn.Parameter for x in tensors)
+
+
+def score_rows(
+    logits: list[Tensor], ids: Tensor, active: Tensor, temperature: float | Tensor, entropy: bool, backend: str
+) -> Tensor:
+    """(K, 3, ...) rows from K = 1 or 2 logits (..., V); ``backend`` is a name or "auto"."""
+    if not traced(*logits, ids, active):
+        return _score_rows(logits, ids, active, temperature, entropy, backend)
+    number, per_row = (1.0, temperature) if isinstance(temperature, Tensor) else (temperature, None)
+    scored: Tensor = _score_op(logits, ids, active, number, per_row, entropy, backend)
+    return scored
+
+
+def shape_rows(
+    student_logprobs: Tensor,
+    teacher_logprobs: Tensor,
     advantages: Tensor,
     active: Tensor,
+    segments: StepSegments | None,
     alpha_clip: float,
     lambda_mix: float,
     weight_fn: str,
-    temperature: float,
-    entropy: bool,
+    step_norm: str,
     backend: str,
+) -> tuple[Tensor, Tensor]:
+    """(4, ...) rows and (17,) statistics from (...) log-probs; ``backend`` is a name or "auto"."""
+    tensors = (student_logprobs, teacher_logprobs, advantages, active)
+    call = _shape_op if traced(*tensors) else _shape_rows
+    parts = [] if segments is None else segments.tensors
+    return call(*tensors, parts, alpha_clip, lambda_mix, weight_fn, step_norm, backend)
+
+
+def step_segments(step_ids: Tensor, trajectory_ids: Tensor) -> StepSegments:
+    """Segments of (M,) step and trajectory ids."""
+    call = _segments_op if traced(step_ids, trajectory_ids) else _step_segments
+    return StepSegments(*call(step_ids, trajectory_ids))
+
+
+def _score_rows(
+    logits: list[Tensor], ids: Tensor, active: Tensor, temperature: float | Tensor, entropy: bool, backend: str
 ) -> Tensor:
-    """(7, ...) packed rows from (..., V) logits; ``backend`` is a name or "auto"."""
-    if ids.device.type == "cpu":
-        layout.check_ids(ids, active, student.shape[-1])
-    packed = student.new_zeros((PAIR_CHANNELS, *ids.shape), dtype=advantages.dtype)
-    if ids.numel() == 0:
-        return packed
-    rows = dispatch.load(dispatch.resolve(backend, student.device.type, student.dtype)).pair_rows
-    for index, (s, t) in layout.row_blocks(student, teacher):
-        flat = (x[index].reshape(s.shape[:2]).contiguous() for x in (ids.long(), advantages, active))
-        block = rows(
-            s,
-            t,
-            *flat,
-            alpha_clip=alpha_clip,
-            lambda_mix=lambda_mix,
-            weight_fn=weight_fn,
-            temperature=temperature,
-            entropy=entropy,
-        )
+    first = logits[0]
+    name = dispatch.resolve(backend, first.device.type, first.dtype)
+    rows = dispatch.load(name).score_rows
+    if name == "torch" and ids.device.type == "cpu":
+        layout.check_ids(ids, active, first.shape[-1])
+    result: Tensor | None = None
+    for index, blocks in layout.row_blocks(*logits):
+        lead = blocks[0].shape[:2]
+        per_row = temperature if isinstance(temperature, float) else _block(temperature, index, lead)
+        flat = _block(ids, index, lead).long(), _block(active, index, lead)
+        try:
+            block = rows(blocks, *flat, temperature=per_row, entropy=entropy)
+        except IndexError:
+            layout.check_ids(ids, active, first.shape[-1])  # names the place in the caller's shape
+            raise
         if index == ():
-            return block.reshape(packed.shape)
-        packed.movedim(0, -1)[index] = block.reshape(PAIR_CHANNELS, *packed.shape[1 + len(index) :]).movedim(0, -1)
-    return packed
+            return block.view(len(logits), SCORE_CHANNELS, *ids.shape)
+        if result is None:
+            result = block.new_empty((len(logits), SCORE_CHANNELS, *ids.shape))
+        target = result.movedim((0, 1), (-2, -1))[index]
+        target.copy_(block.view(len(logits), SCORE_CHANNELS, *target.shape[:-2]).movedim((0, 1), (-2, -1)))
+    return first.new_zeros((len(logits), SCORE_CHANNELS, *ids.shape), dtype=_wide(first)) if result is None else result
 
 
-@pair_rows.register_fake
-def _(
-    student: Tensor,
-    teacher: Tensor,
+def _block(x: Tensor, index: layout.Index, lead: torch.Size) -> Tensor:
+    return (x[index] if index else x).reshape(lead).contiguous()
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+@torch.library.custom_op("stepopsd::score_rows", mutates_args=())
+def _score_op(
+    logits: list[Tensor],
     ids: Tensor,
-    advantages: Tensor,
     active: Tensor,
-    alpha_clip: float,
-    lambda_mix: float,
-    weight_fn: str,
     temperature: float,
+    temperatures: Tensor | None,
     entropy: bool,
     backend: str,
 ) -> Tensor:
-    return student.new_empty((PAIR_CHANNELS, *ids.shape), dtype=advantages.dtype)
+    how = temperature if temperatures is None else temperatures
+    return _score_rows(logits, ids, active, how, entropy, backend)
 
 
-@torch.library.custom_op("stepopsd::epilogue_rows", mutates_args=())
-def epilogue_rows(
+@_score_op.register_fake
+def _(
+    logits: list[Tensor],
+    ids: Tensor,
+    active: Tensor,
+    temperature: float,
+    temperatures: Tensor | None,
+    entropy: bool,
+    backend: str,
+) -> Tensor:
+    return logits[0].new_empty((len(logits), SCORE_CHANNELS, *ids.shape), dtype=_wide(logits[0]))
+
+
+def _shape_rows(
     student_logprobs: Tensor,
     teacher_logprobs: Tensor,
     advantages: Tensor,
     active: Tensor,
+    segments: list[Tensor],
     alpha_clip: float,
     lambda_mix: float,
     weight_fn: str,
+    step_norm: str,
     backend: str,
-) -> Tensor:
-    """(3, ...) packed rows from (...) log-probs; ``backend`` is a name or "auto"."""
-    if active.numel() == 0:
-        return student_logprobs.new_zeros((EPILOGUE_CHANNELS, *active.shape))
-    rows = dispatch.load(dispatch.resolve(backend, active.device.type, student_logprobs.dtype)).epilogue_rows
-    flat = (x.reshape(-1).contiguous() for x in (student_logprobs, teacher_logprobs, advantages, active))
-    packed = rows(*flat, alpha_clip=alpha_clip, lambda_mix=lambda_mix, weight_fn=weight_fn)
-    return packed.reshape(EPILOGUE_CHANNELS, *active.shape)
+) -> tuple[Tensor, Tensor]:
+    name = dispatch.resolve(backend, active.device.type, student_logprobs.dtype)
+    student, teacher, a, live = (
+        x.reshape(-1).contiguous() for x in (student_logprobs, teacher_logprobs, advantages, active)
+    )
+    planes, statistics = dispatch.load(name).shape_rows(
+        student,
+        teacher,
+        a,
+        live,
+        StepSegments(*segments) if segments else None,
+        alpha_clip=alpha_clip,
+        lambda_mix=lambda_mix,
+        weight_fn=weight_fn,
+        step_norm=step_norm,
+    )
+    return planes.view(SHAPE_CHANNELS, *active.shape), statistics
 
 
-@epilogue_rows.register_fake
+@torch.library.custom_op("stepopsd::shape_rows", mutates_args=())
+def _shape_op(
+    student_logprobs: Tensor,
+    teacher_logprobs: Tensor,
+    advantages: Tensor,
+    active: Tensor,
+    segments: list[Tensor],
+    alpha_clip: float,
+    lambda_mix: float,
+    weight_fn: str,
+    step_norm: str,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    return _shape_rows(
+        student_logprobs,
+        teacher_logprobs,
+        advantages,
+        active,
+        segments,
+        alpha_clip,
+        lambda_mix,
+        weight_fn,
+        step_norm,
+        backend,
+    )
+
+
+@_shape_op.register_fake
 def _(
     student_logprobs: Tensor,
     teacher_logprobs: Tensor,
     advantages: Tensor,
     active: Tensor,
+    segments: list[Tensor],
     alpha_clip: float,
     lambda_mix: float,
     weight_fn: str,
+    step_norm: str,
     backend: str,
-) -> Tensor:
-    return student_logprobs.new_empty((EPILOGUE_CHANNELS, *active.shape))
+) -> tuple[Tensor, Tensor]:
+    planes = student_logprobs.new_empty((SHAPE_CHANNELS, *active.shape))
+    return planes, planes.new_empty((len(STATISTICS),), dtype=torch.float64)
 
 
-@torch.library.custom_op("stepopsd::step_scales", mutates_args=())
-def step_scales(values: Tensor, step_ids: Tensor, trajectory_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """(M,) step factors per token and per step; see ``steps.step_scales``."""
-    return steps.step_scales(values, step_ids, trajectory_ids)
+def _step_segments(step_ids: Tensor, trajectory_ids: Tensor) -> list[Tensor]:
+    if step_ids.device.type == "cpu" and dispatch.unavailable("cpu", "cpu") is None:
+        from stepopsd.ops import native
+
+        return native.step_segments(step_ids.long(), trajectory_ids.long()).tensors
+    return sort_steps(step_ids, trajectory_ids).tensors
 
 
-@step_scales.register_fake
-def _(values: Tensor, step_ids: Tensor, trajectory_ids: Tensor) -> tuple[Tensor, Tensor]:
-    return values.new_empty(values.shape), values.new_empty(values.shape)
+@torch.library.custom_op("stepopsd::step_segments", mutates_args=())
+def _segments_op(step_ids: Tensor, trajectory_ids: Tensor) -> list[Tensor]:
+    return _step_segments(step_ids, trajectory_ids)
+
+
+@_segments_op.register_fake
+def _(step_ids: Tensor, trajectory_ids: Tensor) -> list[Tensor]:
+    tokens = step_ids.numel()
+    return [step_ids.new_empty((size,), dtype=torch.int64) for size in (tokens, tokens + 1, tokens + 1, 2)]

@@ -2,51 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
+
+# The order in which every backend writes them.
+STATISTICS = (
+    "count", "nonfinite", "delta_mean", "delta_std", "delta_min", "delta_max", "delta_abs_mean", "weight_mean",
+    "weight_std", "weight_min", "weight_max", "at_low", "at_high", "steps", "scale_min", "scale_max", "scale_clamped",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class ShapingStats:
-    """Statistics of one call, each a 0-d tensor on the input's device; nothing here waits for the device.
+    """Statistics of one call as 0-d float64 tensors on the input's device; nothing here waits for the device.
 
     Moments cover active tokens whose Δ and w are finite; they are 0 where there is none, so read ``count`` first.
 
     Attributes:
-        count: int64, active tokens with finite Δ and w.
-        nonfinite: int64, active tokens left out because Δ or w is NaN or infinite.
-        delta_mean, delta_std, delta_min, delta_max, delta_abs_mean: Of Δ; std is the population's.
-        weight_mean, weight_std, weight_min, weight_max: Of the clipped weight w.
-        at_low, at_high: Share of counted tokens with w at 1 - α and at 1 + α (to 1e-6).
-        steps: int64, live steps of the step budget; 0 when the budget did not run.
-        scale_min, scale_max: Of the step factors c_k; 1 when the budget did not run.
-        scale_clamped: Share of live steps with c_k at 1/2 or 2.
+        packed: (17,) float64, all of them in the order of ``STATISTICS``:
+            ``count``: active tokens with finite Δ and w. ``nonfinite``: active tokens left out.
+            ``delta_mean``, ``delta_std``, ``delta_min``, ``delta_max``, ``delta_abs_mean``: of Δ; std is the
+            population's. ``weight_mean``, ``weight_std``, ``weight_min``, ``weight_max``: of the clipped weight w.
+            ``at_low``, ``at_high``: share of counted tokens with w at 1 - α and at 1 + α (to 1e-6).
+            ``steps``: live steps of the step budget, 0 when it did not run. ``scale_min``, ``scale_max``: of the step
+            factors c_k, 1 when it did not run. ``scale_clamped``: share of live steps with c_k at 1/2 or 2.
+
+    Each is an attribute of its own: ``stats.delta_mean``.
     """
 
-    count: torch.Tensor
-    nonfinite: torch.Tensor
-    delta_mean: torch.Tensor
-    delta_std: torch.Tensor
-    delta_min: torch.Tensor
-    delta_max: torch.Tensor
-    delta_abs_mean: torch.Tensor
-    weight_mean: torch.Tensor
-    weight_std: torch.Tensor
-    weight_min: torch.Tensor
-    weight_max: torch.Tensor
-    at_low: torch.Tensor
-    at_high: torch.Tensor
-    steps: torch.Tensor
-    scale_min: torch.Tensor
-    scale_max: torch.Tensor
-    scale_clamped: torch.Tensor
+    packed: torch.Tensor
+
+    def __getattr__(self, name: str) -> torch.Tensor:
+        if name not in STATISTICS:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return self.packed[STATISTICS.index(name)]
 
     def as_dict(self) -> dict[str, float]:
         """Plain numbers by name, in one transfer from the device."""
-        names = [f.name for f in fields(self)]
-        values = torch.stack([getattr(self, name).double() for name in names]).tolist()
-        return dict(zip(names, values, strict=True))
+        return dict(zip(STATISTICS, self.packed.tolist(), strict=True))
 
 
 @dataclass(frozen=True, slots=True)

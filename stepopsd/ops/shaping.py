@@ -7,9 +7,34 @@ from torch import Tensor
 
 from stepopsd.ops import checks, registry
 from stepopsd.ops.results import ShapedAdvantages, ShapingStats
-from stepopsd.ops.statistics import shaping_statistics
+from stepopsd.ops.segments import StepSegments
 
-__all__ = ["ShapedAdvantages", "ShapingStats", "shape_advantages"]
+__all__ = ["ShapedAdvantages", "ShapingStats", "shape_advantages", "step_segments"]
+
+
+@torch.no_grad()
+def step_segments(step_ids: Tensor, trajectory_ids: Tensor) -> StepSegments:
+    """Sort tokens by trajectory and step once, for all calls of ``shape_advantages`` on the same batch.
+
+    Args:
+        step_ids: (...) int64 or int32; negative means in no step.
+        trajectory_ids: (...) int, or (N,) one per leading row.
+
+    Returns:
+        ``StepSegments`` of the flattened tokens; built without waiting for the device.
+
+    Raises:
+        ValueError: Shapes or devices that do not fit.
+        TypeError: Ids that are not int64 or int32.
+
+    Example:
+        >>> segments = step_segments(torch.tensor([[0, 0, 1]]), torch.tensor([7]))
+        >>> segments.counts.tolist()
+        [2, 1]
+    """
+    checks.integers("step_ids", step_ids)
+    trajectories = checks.trajectories(trajectory_ids, step_ids.shape, step_ids.device)
+    return registry.step_segments(step_ids.reshape(-1), trajectories.reshape(-1))
 
 
 @torch.no_grad()
@@ -21,13 +46,14 @@ def shape_advantages(
     step_ids: Tensor | None = None,
     *,
     trajectory_ids: Tensor | None = None,
+    segments: StepSegments | None = None,
     student_logprobs: Tensor | None = None,
     teacher_logprobs: Tensor | None = None,
     alpha_clip: float = 0.2,
     lambda_mix: float = 0.2,
     weight_fn: str = "sigmoid",
     step_norm: str = "equal_step_mean_abs",
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     entropy: bool = False,
     backend: str = "auto",
 ) -> ShapedAdvantages:
@@ -45,6 +71,8 @@ def shape_advantages(
         step_ids: (...) int; a step is a (trajectory, step id) pair and may be spread over rows. Negative: in no step.
             None: every token counts as one of a step, and there is no step budget.
         trajectory_ids: (...) int, or (N,) one per leading row. Needed for the step budget.
+        segments: ``step_segments(step_ids, trajectory_ids)`` where it is at hand already: saves the sort, and
+            ``trajectory_ids`` are not needed then.
         student_logprobs, teacher_logprobs: (...) float, ready log-probs of the tokens, instead of the logits and ids
             (pass None for those three).
         alpha_clip: α in (0, 1], half-width of the weight's range.
@@ -52,9 +80,9 @@ def shape_advantages(
         weight_fn: ``sigmoid`` for 2σ(sign(A)·Δ) or ``exp`` for exp(sign(A)·Δ).
         step_norm: ``equal_step_mean_abs``; ``equal_step_ratio`` takes m_k of |Ã/A| (1 where A is 0), so that rows
             whose advantages differ by a penalty keep their difference; ``none``. Skipped at λ = 0.
-        temperature: Logits are divided by it first; > 0.
+        temperature: Logits are divided by it first; a number > 0, or (...) float32 with one value per token.
         entropy: Also return the entropies of both rows, in nats.
-        backend: ``auto`` (Triton on CUDA, native on CPU, else torch), ``triton``, ``cpu`` or ``torch``.
+        backend: ``auto`` (Triton on CUDA, native on CPU, else torch), ``triton``, ``cuda``, ``cpu`` or ``torch``.
 
     Returns:
         ``ShapedAdvantages``; float32 (float64 for float64 logits), detached.
@@ -78,43 +106,38 @@ def shape_advantages(
 
     Source: StepOPSD, arXiv 2605.27140; ``exp`` is RLSD's weight, arXiv 2604.03128.
     """
-    checks.options(alpha_clip, lambda_mix, weight_fn, step_norm, temperature)
+    checks.options(alpha_clip, lambda_mix, weight_fn, step_norm)
     student, teacher, ids = checks.forms(
         student_logits, teacher_logits, token_ids, student_logprobs, teacher_logprobs
     )
-    dtype = checks.logprobs(student, teacher) if ids is None else checks.logits(student, teacher)
-    lead = student.shape if ids is None else student.shape[:-1]
-    student, teacher = student.detach(), teacher.detach()
-    checks.advantages(advantages, lead, student.device, dtype)
-    advantages = advantages.detach().to(dtype)
-    active = _active(step_ids, lead, student.device)
-    budget = step_ids is not None and step_norm != "none" and lambda_mix > 0
-    keys = _step_keys(step_ids, trajectory_ids, lead, student.device, step_norm if budget else "none")
+    dtype = checks.logprobs(student, teacher) if ids is None else checks.logits_pair(student, teacher)
+    lead, device = student.shape if ids is None else student.shape[:-1], student.device
+    checks.advantages(advantages, lead, device, dtype)
+    active = _active(step_ids, lead, device)
+    trajectories = None if trajectory_ids is None else checks.trajectories(trajectory_ids, lead, device)
+    budget = step_norm != "none" and lambda_mix > 0
+    if segments is not None:
+        checks.segments(segments, lead, device, step_ids)
+    elif budget and step_ids is not None:
+        segments = _segments(step_ids, trajectories, step_norm)
 
     entropies = None
     if ids is None:
         checks.logprob_options(temperature, entropy)
-        s_logp, t_logp = (x.to(dtype).where(active, 0) for x in (student, teacher))
-        shaped, weights, delta = registry.epilogue_rows(
-            s_logp, t_logp, advantages, active, alpha_clip, lambda_mix, weight_fn, backend
-        ).unbind(0)
+        s_logp, t_logp = (x.detach().to(dtype).where(active, 0) for x in (student, teacher))
     else:
-        checks.token_ids(ids, lead, student.device)
-        options = (alpha_clip, lambda_mix, weight_fn, temperature, entropy, backend)
-        packed = registry.pair_rows(student, teacher, ids, advantages, active, *options)
-        shaped, weights, delta, s_logp, t_logp = packed[:5].unbind(0)
-        entropies = (packed[5], packed[6]) if entropy else None
-
-    scale, factors = torch.ones_like(shaped), None
-    if keys is not None:
-        values = shaped if step_norm == "equal_step_mean_abs" else 1 + lambda_mix * (weights - 1)
-        flat, factors = registry.step_scales(values.reshape(-1), *keys)
-        scale = flat.view(lead)
-        shaped = torch.where(active, shaped * scale, shaped)
-    if lambda_mix == 0:
-        shaped = advantages.clone()  # also where w is NaN: at λ = 0 the op only observes
-    stats = shaping_statistics(delta, weights, active, alpha_clip, factors)
-    return ShapedAdvantages(shaped, weights, delta, s_logp, t_logp, entropies, scale, stats)
+        checks.token_ids(ids, lead, device)
+        temperature = checks.temperature(temperature, lead, device)
+        pair = [student.detach(), teacher.detach()]
+        scored = registry.score_rows(pair, ids, active, temperature, entropy, backend)
+        s_logp, t_logp = scored[:, 0].unbind(0)
+        entropies = (scored[0, 2], scored[1, 2]) if entropy else None
+    planes, packed = registry.shape_rows(
+        s_logp, t_logp, advantages.detach().to(dtype), active, segments if budget else None, alpha_clip, lambda_mix,
+        weight_fn, step_norm, backend,
+    )  # fmt: skip
+    shaped, weights, delta, scale = planes.unbind(0)
+    return ShapedAdvantages(shaped, weights, delta, s_logp, t_logp, entropies, scale, ShapingStats(packed))
 
 
 def _active(step_ids: Tensor | None, lead: torch.Size, device: torch.device) -> Tensor:
@@ -125,20 +148,10 @@ def _active(step_ids: Tensor | None, lead: torch.Size, device: torch.device) -> 
     return step_ids >= 0
 
 
-def _step_keys(
-    step_ids: Tensor | None,
-    trajectory_ids: Tensor | None,
-    lead: torch.Size,
-    device: torch.device,
-    step_norm: str,
-) -> tuple[Tensor, Tensor] | None:
-    """Flat step and trajectory ids for the budget, or None when ``step_norm`` is "none"."""
-    trajectories = None if trajectory_ids is None else checks.trajectories(trajectory_ids, lead, device)
-    if step_norm == "none" or step_ids is None:
-        return None
+def _segments(step_ids: Tensor, trajectories: Tensor | None, step_norm: str) -> StepSegments:
     if trajectories is None:
         raise ValueError(
             f"trajectory_ids must be given with step_ids when step_norm is {step_norm!r} (they say which rows form a "
             "trajectory), got None; pass them or step_norm='none'"
         )
-    return step_ids.reshape(-1), trajectories.reshape(-1)
+    return registry.step_segments(step_ids.reshape(-1), trajectories.reshape(-1))

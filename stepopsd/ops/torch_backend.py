@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
+
+from stepopsd.ops.results import STATISTICS
+from stepopsd.ops.segments import StepSegments
+from stepopsd.ops.steps import EPS, SCALE_LIMIT, segment_sum, step_of_place
 
 # fp32 elements of one chunk of logits; a handful of such buffers are alive at a time.
 _CHUNK_ELEMENTS = 1 << 22
+_EDGE = 1e-6  # distance below which a value counts as clipped; backends differ in the last bits
 
 
 def availability(device_type: str) -> str | None:
@@ -13,82 +21,144 @@ def availability(device_type: str) -> str | None:
     return None
 
 
-def pair_rows(
-    student: torch.Tensor,
-    teacher: torch.Tensor,
-    ids: torch.Tensor,
-    advantages: torch.Tensor,
-    active: torch.Tensor,
-    *,
-    alpha_clip: float,
-    lambda_mix: float,
-    weight_fn: str,
-    temperature: float,
-    entropy: bool,
-) -> torch.Tensor:
-    """Packed (7, B, R) rows from (B, R, V) logits; see ``dispatch.Backend``.
+def score_rows(
+    logits: Sequence[Tensor], ids: Tensor, active: Tensor, *, temperature: float | Tensor, entropy: bool
+) -> Tensor:
+    """(K, 3, B, R) log-prob, log-sum-exp and entropy from K logits tensors (B, R, V); see ``dispatch.Backend``.
 
-    float64 for float64 logits, else float32. Ids outside [0, V) give NaN rows. Only active rows are read.
+    float64 for float64 logits, else float32. Ids outside [0, V) give a NaN log-prob. Only active rows are read.
     """
-    dtype = torch.float64 if student.dtype == torch.float64 else torch.float32
-    packed = torch.zeros((7, *active.shape), dtype=dtype, device=student.device)
+    dtype = torch.float64 if logits[0].dtype == torch.float64 else torch.float32
+    out = torch.zeros((len(logits), 3, *active.shape), dtype=dtype, device=active.device)
     places = active.nonzero()
-    size = max(1, _CHUNK_ELEMENTS // student.shape[-1])
+    size = max(1, _CHUNK_ELEMENTS // logits[0].shape[-1])
     for start in range(0, len(places), size):
         b, r = places[start : start + size].unbind(1)
-        for model, logits in enumerate((student, teacher)):
-            logp, ent = _row_statistics(logits[b, r].to(dtype), ids[b, r], temperature, entropy)
-            packed[3 + model, b, r] = logp
-            if ent is not None:
-                packed[5 + model, b, r] = ent
-    packed[:3] = epilogue_rows(
-        packed[3],
-        packed[4],
-        advantages,
-        active,
-        alpha_clip=alpha_clip,
-        lambda_mix=lambda_mix,
-        weight_fn=weight_fn,
-    )
-    return packed
+        divisor = temperature if isinstance(temperature, float) else temperature[b, r].to(dtype)[:, None]
+        for model, x in enumerate(logits):
+            for channel, value in enumerate(_row_statistics(x[b, r].to(dtype), ids[b, r], divisor, entropy)):
+                out[model, channel, b, r] = value
+    return out
 
 
 def _row_statistics(
-    logits: torch.Tensor, ids: torch.Tensor, temperature: float, entropy: bool
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Log-prob of each id (n,) and entropy (n,) of (n, V) logits, which are overwritten."""
+    logits: Tensor, ids: Tensor, temperature: float | Tensor, entropy: bool
+) -> tuple[Tensor, ...]:
+    """Log-prob of each id (n,), log-sum-exp (n,), and entropy (n,) of (n, V) logits, which are overwritten."""
     vocab = logits.shape[-1]
-    logits.sub_(logits.amax(-1, keepdim=True))
-    if temperature != 1.0:
-        logits.div_(temperature)  # after the subtraction: a large common offset then costs no precision
+    top = logits.amax(-1, keepdim=True)
+    logits.sub_(top)
+    logits.div_(temperature)  # after the subtraction: a large common offset then costs no precision
     known = (ids >= 0) & (ids < vocab)
     target = logits.gather(-1, ids.where(known, 0)[:, None])[:, 0]
     target = target.where(known, float("nan"))
     weights = logits.exp()
     total = weights.sum(-1)
     logp = (target - total.log()).clamp(max=0)
+    lse = (top / temperature)[:, 0] + total.log()
     if not entropy:
-        return logp, None
+        return logp, lse
     # exp(-inf) is 0, and 0 * -inf would be NaN; the floor keeps NaN rows NaN.
     energy = (weights * logits.clamp(min=-1e30)).sum(-1)
-    return logp, total.log() - energy / total
+    return logp, lse, (total.log() - energy / total).clamp(min=0)
 
 
-def epilogue_rows(
-    student_logprobs: torch.Tensor,
-    teacher_logprobs: torch.Tensor,
-    advantages: torch.Tensor,
-    active: torch.Tensor,
+def shape_rows(
+    student_logprobs: Tensor,
+    teacher_logprobs: Tensor,
+    advantages: Tensor,
+    active: Tensor,
+    segments: StepSegments | None,
     *,
     alpha_clip: float,
     lambda_mix: float,
     weight_fn: str,
-) -> torch.Tensor:
-    """Packed (3, M) [shaped, weight, delta] from (M,) log-probs; see ``dispatch.Backend``."""
+    step_norm: str,
+) -> tuple[Tensor, Tensor]:
+    """(4, M) shaped, weight, delta, scale and (17,) statistics from (M,) log-probs; see ``dispatch.Backend``."""
     delta = (teacher_logprobs - student_logprobs).where(active, 0)
     # sign(0) * inf would be NaN, but a token without advantage keeps w = 1 however large the gap is.
     signed = (advantages.sign() * delta).where((advantages != 0) | delta.isnan(), 0)
     raw = 2 * signed.sigmoid() if weight_fn == "sigmoid" else signed.exp()
     weight = raw.clamp(1 - alpha_clip, 1 + alpha_clip).where(active, 1)
-    shaped = (advantages * (1 + lambda_mix * (weight - 1))).where(active, advantages)
-    return torch.stack((shaped.to(delta.dtype), weight, delta))
+    shaped = advantages
+    if lambda_mix > 0:
+        shaped = (advantages * (1 + lambda_mix * (weight - 1))).where(active, advantages)
+    scale, factors = torch.ones_like(shaped), shaped.new_zeros(0, dtype=torch.float64)
+    if segments is not None:
+        values = shaped.abs() if step_norm == "equal_step_mean_abs" else 1 + lambda_mix * (weight - 1)
+        scale, factors = _budget(values, segments)
+        shaped = (shaped * scale).where(active, shaped)
+    statistics = _statistics(delta, weight, active, alpha_clip, factors)
+    return torch.stack((shaped.to(delta.dtype), weight, delta, scale.to(delta.dtype))), statistics
+
+
+def _budget(values: Tensor, segments: StepSegments) -> tuple[Tensor, Tensor]:
+    """Factor c_k per token (M,), 1 outside steps, and per live step (M,) float64, 0 in the other slots."""
+    x = values.gather(0, segments.order).double()
+    length, finite = segments.step_starts.diff(), x.isfinite()
+    count = segment_sum(finite.double(), length)
+    live = count > 0
+    m = segment_sum(x.where(finite, 0), length) / count.clamp(min=1)
+
+    steps = segments.trajectory_starts.diff()
+    live_steps = segment_sum(live.double(), steps)
+    mean = segment_sum(m, steps) / live_steps.clamp(min=1)
+    slots = torch.arange(live.numel(), device=live.device)
+    trajectory = torch.searchsorted(segments.trajectory_starts[1:].contiguous(), slots, right=True)
+    trajectory.clamp_(max=max(0, live.numel() - 1))
+    mean, live_steps = mean.gather(0, trajectory), live_steps.gather(0, trajectory)
+    c = (mean / (m + EPS)).clamp(1 / SCALE_LIMIT, SCALE_LIMIT).where(live & (live_steps >= 2) & (mean > 0), 1)
+
+    inside = slots < segments.step_starts[-1]
+    scale = torch.ones_like(values)
+    scale.scatter_(0, segments.order, c.gather(0, step_of_place(segments)).where(inside, 1).to(values.dtype))
+    return scale, c.where(live, 0)
+
+
+def _statistics(delta: Tensor, weight: Tensor, active: Tensor, alpha_clip: float, factors: Tensor) -> Tensor:
+    """(17,) float64 in the order of ``STATISTICS``."""
+    counted = active & delta.isfinite() & weight.isfinite()
+    count = counted.sum()
+    live = factors > 0
+    steps = live.sum()
+    at_edge = (factors <= 1 / SCALE_LIMIT + _EDGE) | (factors >= SCALE_LIMIT - _EDGE)
+    d, w = _moments(delta.double(), counted, count), _moments(weight.double(), counted, count)
+    scales = _extremes(factors, live, steps, otherwise=1.0)
+    values = {
+        "count": count,
+        "nonfinite": active.sum() - count,
+        **{f"delta_{name}": value for name, value in d.items()},
+        **{f"weight_{name}": value for name, value in w.items()},
+        "at_low": _share((weight <= 1 - alpha_clip + _EDGE) & counted, count),
+        "at_high": _share((weight >= 1 + alpha_clip - _EDGE) & counted, count),
+        "steps": steps,
+        "scale_min": scales[0],
+        "scale_max": scales[1],
+        "scale_clamped": _share(at_edge & live, steps),
+    }
+    return torch.stack([values[name].double() for name in STATISTICS])
+
+
+def _moments(x: Tensor, counted: Tensor, count: Tensor) -> dict[str, Tensor]:
+    divisor = count.clamp(min=1)
+    mean = x.where(counted, 0).sum() / divisor
+    low, high = _extremes(x, counted, count, otherwise=0.0)
+    return {
+        "mean": mean,
+        "std": ((x - mean).where(counted, 0).square().sum() / divisor).sqrt(),
+        "min": low,
+        "max": high,
+        "abs_mean": x.abs().where(counted, 0).sum() / divisor,
+    }
+
+
+def _extremes(x: Tensor, counted: Tensor, count: Tensor, *, otherwise: float) -> tuple[Tensor, Tensor]:
+    if x.numel() == 0:
+        return x.new_full((), otherwise), x.new_full((), otherwise)
+    low, high = x.where(counted, float("inf")).amin(), x.where(counted, float("-inf")).amax()
+    return low.where(count > 0, otherwise), high.where(count > 0, otherwise)
+
+
+def _share(mask: Tensor, count: Tensor) -> Tensor:
+    return mask.sum() / count.clamp(min=1)

@@ -21,7 +21,7 @@ class BackendUnderTest:
 @pytest.fixture(params=dispatch.BACKENDS, scope="session")
 def backend(request: pytest.FixtureRequest) -> BackendUnderTest:
     name = str(request.param)
-    device = "cuda" if name == "triton" and torch.cuda.is_available() else "cpu"
+    device = "cuda" if name == "cuda" or (name == "triton" and torch.cuda.is_available()) else "cpu"
     reason = dispatch.unavailable(name, device)
     if reason is not None:
         pytest.skip(reason)

@@ -15,7 +15,7 @@ from tests.ops.conftest import BackendUnderTest
 from tests.ops.strategies import DTYPES, Case, cases, make_logits
 
 # A row costs milliseconds in the Triton interpreter.
-EXAMPLES = {"torch": 60, "cpu": 60, "triton": 25}
+EXAMPLES = {"torch": 60, "cuda": 60, "cpu": 60, "triton": 25}
 
 
 def compute(case: Case, backend: BackendUnderTest) -> ShapedAdvantages:

@@ -33,6 +33,8 @@ def test_auto_prefers_the_kernel_of_the_device(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_auto_falls_back_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "unavailable", lambda name, *_: None if name in ("torch", "cuda") else "no triton")
+    assert dispatch.resolve("auto", "cuda") == "cuda"
     monkeypatch.setattr(dispatch, "unavailable", lambda name, *_: None if name == "torch" else "not built")
     assert dispatch.resolve("auto", "cuda") == "torch"
     assert dispatch.resolve("auto", "cpu") == "torch"
@@ -53,8 +55,8 @@ def test_an_unavailable_backend_is_refused_with_its_reason(monkeypatch: pytest.M
 
 def test_an_unknown_backend_is_refused() -> None:
     x = torch.zeros(1, 4)
-    with pytest.raises(ValueError, match="backend must be one of auto, triton, cpu, torch, got 'cuda'"):
-        shape_advantages(x, x, torch.tensor([0]), torch.ones(1), backend="cuda")
+    with pytest.raises(ValueError, match="backend must be one of auto, triton, cuda, cpu, torch, got 'cudnn'"):
+        shape_advantages(x, x, torch.tensor([0]), torch.ones(1), backend="cudnn")
 
 
 def test_a_module_that_cannot_be_imported_gives_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:

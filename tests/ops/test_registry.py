@@ -11,7 +11,7 @@ import stepopsd
 from stepopsd.ops import registry
 from tests.ops.conftest import BackendUnderTest
 
-OPTIONS = (0.2, 0.5, "sigmoid")
+OPTIONS = (0.2, 0.5, "sigmoid", "equal_step_mean_abs")
 
 
 def rows(device: str = "cpu") -> tuple[torch.Tensor, ...]:
@@ -22,30 +22,50 @@ def rows(device: str = "cpu") -> tuple[torch.Tensor, ...]:
     return student, teacher, ids, advantages, torch.tensor([[True, True, False], [True, False, True]], device=device)
 
 
-def test_pair_rows_passes_opcheck(backend: BackendUnderTest) -> None:
-    torch.library.opcheck(registry.pair_rows, (*rows(backend.device), *OPTIONS, 0.9, True, backend.name))
+def test_score_rows_passes_opcheck(backend: BackendUnderTest) -> None:
+    student, teacher, ids, _, active = rows(backend.device)
+    temperatures = torch.full(ids.shape, 0.7, device=backend.device)
+    torch.library.opcheck(registry._score_op, ([student, teacher], ids, active, 0.9, None, True, backend.name))
+    torch.library.opcheck(registry._score_op, ([student], ids, active, 1.0, temperatures, False, backend.name))
 
 
-def test_epilogue_rows_passes_opcheck(backend: BackendUnderTest) -> None:
+@pytest.mark.parametrize("budget", [False, True])
+def test_shape_rows_passes_opcheck(backend: BackendUnderTest, budget: bool) -> None:
     student, teacher, _, advantages, active = rows(backend.device)
-    arguments = (student[..., 0], teacher[..., 0], advantages, active, *OPTIONS, backend.name)
-    torch.library.opcheck(registry.epilogue_rows, arguments)
+    steps = torch.tensor([[0, 1, 1], [2, 2, 0]], device=backend.device).where(active, -1).flatten()
+    segments = registry.step_segments(steps, torch.zeros_like(steps)).tensors if budget else []
+    arguments = (student[..., 0], teacher[..., 0], advantages, active, segments, *OPTIONS, backend.name)
+    torch.library.opcheck(registry._shape_op, arguments)
 
 
-def test_step_scales_passes_opcheck() -> None:
-    values, ids = torch.randn(5), torch.tensor([0, 1, 1, 0, -1])
-    torch.library.opcheck(registry.step_scales, (values, ids, torch.zeros_like(ids)))
+def test_step_segments_passes_opcheck() -> None:
+    ids = torch.tensor([0, 1, 1, 0, -1])
+    torch.library.opcheck(registry._segments_op, (ids, torch.zeros_like(ids)))
 
 
 @pytest.mark.parametrize("empty", [False, True])
 def test_fakes_have_the_shape_and_dtype_of_the_real_results(empty: bool) -> None:
     arguments = tuple(x[:0] for x in rows()) if empty else rows()
     for dtype in (torch.float32, torch.float64):
-        cast = (arguments[0].to(dtype), arguments[1].to(dtype), arguments[2], arguments[3].to(dtype), arguments[4])
-        real = registry.pair_rows(*cast, *OPTIONS, 1.0, False, "torch")
+        pair, ids, active = [x.to(dtype) for x in arguments[:2]], arguments[2], arguments[4]
+        real = registry.score_rows(pair, ids, active, 1.0, False, "torch")
         with torch._subclasses.FakeTensorMode() as mode:
-            fake = registry.pair_rows(*(mode.from_tensor(x) for x in cast), *OPTIONS, 1.0, False, "torch")
+            moved = [mode.from_tensor(x) for x in (*pair, ids, active)]
+            fake = registry.score_rows(moved[:2], *moved[2:], 1.0, False, "torch")
+        assert isinstance(fake, torch._subclasses.FakeTensor)
         assert (fake.shape, fake.dtype) == (real.shape, real.dtype)
+
+
+def test_plain_eager_calls_bypass_the_op_and_others_do_not() -> None:
+    x = torch.zeros(2)
+    assert not registry.traced(x, torch.nn.Parameter(x))
+    with torch._subclasses.FakeTensorMode() as mode:
+        assert registry.traced(x)
+        fake = mode.from_tensor(x)
+    assert registry.traced(fake)
+    seen = []
+    torch.vmap(lambda y: seen.append(registry.traced(y)) or y)(x)
+    assert seen == [True]
 
 
 def shape(student: torch.Tensor, teacher: torch.Tensor, ids: torch.Tensor, a: torch.Tensor, steps: torch.Tensor) -> Any:

@@ -1,0 +1,79 @@
+"""token_logprobs(): log-prob, log-sum-exp and entropy of one model at the sampled tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stepopsd.ops import checks, registry
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Result of ``token_logprobs``; (...) float32 (float64 for float64 logits), detached, 0 where masked.
+
+    Attributes:
+        logprobs: Log-prob of each id, never positive.
+        lse: ln Σ exp(logits / temperature).
+        entropy: In nats; None unless asked for.
+    """
+
+    logprobs: Tensor
+    lse: Tensor
+    entropy: Tensor | None
+
+
+@torch.no_grad()
+def token_logprobs(
+    logits: Tensor,
+    token_ids: Tensor,
+    *,
+    mask: Tensor | None = None,
+    temperature: float | Tensor = 1.0,
+    entropy: bool = False,
+    backend: str = "auto",
+) -> TokenLogprobs:
+    """Score sampled tokens under one model, reading each row of logits once and writing nothing of its size.
+
+    The same row loop as ``shape_advantages``, bit for bit: a trainer may score the teacher, free its logits, run and
+    score the student, and hand both log-probs to ``shape_advantages``.
+
+    Args:
+        logits: (..., V) bf16, fp16, fp32 or fp64; any leading shape and row stride, V contiguous. Logits at position t
+            must be those that predict ``token_ids`` at t.
+        token_ids: (...) int64 or int32 in [0, V).
+        mask: (...) bool, the tokens to score; None scores all. Nothing is read of the others.
+        temperature: Logits are divided by it first; a number > 0, or (...) float32 with one value per token.
+        entropy: Also compute the entropy, in the same read.
+        backend: As for ``shape_advantages``.
+
+    Returns:
+        ``TokenLogprobs``.
+
+    Raises:
+        ValueError: A shape, device, stride or option out of what is allowed; a named backend that is not available.
+        TypeError: A dtype that is not allowed.
+        IndexError: An id outside [0, V) where not masked, on CPU.
+
+    A row with a NaN or +inf logit, or with -inf only, gives NaN in that row alone; so does an id outside [0, V) on a
+    GPU, for its log-prob.
+
+    Example:
+        >>> token_logprobs(torch.zeros(1, 4), torch.tensor([2])).logprobs.exp()
+        tensor([0.2500])
+    """
+    dtype = checks.logits("logits", logits)
+    lead, device = logits.shape[:-1], logits.device
+    checks.token_ids(token_ids, lead, device)
+    temperature = checks.temperature(temperature, lead, device)
+    if mask is None:
+        active = torch.ones(lead, dtype=torch.bool, device=device)
+    else:
+        checks.mask(mask, lead, device)
+        active = mask
+    scored = registry.score_rows([logits.detach()], token_ids, active, temperature, entropy, backend)
+    assert scored.dtype == dtype
+    logprobs, lse, spread = scored[0].unbind(0)
+    return TokenLogprobs(logprobs, lse, spread if entropy else None)
