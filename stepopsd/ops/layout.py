@@ -18,7 +18,10 @@ def row_blocks(*logits: torch.Tensor) -> Iterator[tuple[Index, tuple[torch.Tenso
     Yields:
         The index into the leading dimensions, () for everything, and the block of each tensor.
     """
-    yield from _walk((), logits)
+    if all(x.is_contiguous() for x in logits):
+        yield (), tuple(x.view(1, -1, x.shape[-1]) for x in logits)
+    else:
+        yield from _walk((), logits)
 
 
 def _walk(index: Index, logits: tuple[torch.Tensor, ...]) -> Iterator[tuple[Index, tuple[torch.Tensor, ...]]]:

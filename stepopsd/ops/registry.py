@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from stepopsd.ops import dispatch, layout
 from stepopsd.ops.results import STATISTICS
 from stepopsd.ops.segments import StepSegments, sort_steps
+
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_functorch_level = torch._C._functorch.peek_interpreter_stack
 
 SCORE_CHANNELS = 3  # log-prob, log-sum-exp, entropy
 SHAPE_CHANNELS = 4  # shaped, weight, delta, scale
@@ -19,21 +23,20 @@ SHAPE_CHANNELS = 4  # shaped, weight, delta, scale
 
 def traced(*tensors: Tensor) -> bool:
     """Whether something other than plain eager PyTorch looks on, so that the call must be an op with a schema."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+    if torch.compiler.is_compiling() or _dispatch_modes() > 0 or _functorch_level() is not None:
         return True
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return True
-    return any(type(x) is not Tensor and type(x) is not torch.nn.Parameter for x in tensors)
+    return any(type(x) is not Tensor and type(x) is not Parameter for x in tensors)
 
 
 def score_rows(
     logits: list[Tensor], ids: Tensor, active: Tensor, temperature: float | Tensor, entropy: bool, backend: str
 ) -> Tensor:
-    """(K, 3, ...) rows from K = 1 or 2 logits (..., V); ``backend`` is a name or "auto"."""
+    """(K, 3, ...) rows from K = 1 or 2 logits (..., V), detached; ``backend`` is a name or "auto"."""
     if not traced(*logits, ids, active):
         return _score_rows(logits, ids, active, temperature, entropy, backend)
     number, per_row = (1.0, temperature) if isinstance(temperature, Tensor) else (temperature, None)
-    scored: Tensor = _score_op(logits, ids, active, number, per_row, entropy, backend)
+    with torch.no_grad():
+        scored: Tensor = _score_op(logits, ids, active, number, per_row, entropy, backend)
     return scored
 
 
@@ -49,17 +52,21 @@ def shape_rows(
     step_norm: str,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """(4, ...) rows and (17,) statistics from (...) log-probs; ``backend`` is a name or "auto"."""
+    """(4, ...) rows and (17,) statistics from (...) log-probs, detached; ``backend`` is a name or "auto"."""
     tensors = (student_logprobs, teacher_logprobs, advantages, active)
-    call = _shape_op if traced(*tensors) else _shape_rows
-    parts = [] if segments is None else segments.tensors
-    return call(*tensors, parts, alpha_clip, lambda_mix, weight_fn, step_norm, backend)
+    options = (alpha_clip, lambda_mix, weight_fn, step_norm, backend)
+    if not traced(*tensors):
+        return _shape_rows(*tensors, segments, *options)
+    with torch.no_grad():
+        shaped: tuple[Tensor, Tensor] = _shape_op(*tensors, [] if segments is None else segments.tensors, *options)
+    return shaped
 
 
 def step_segments(step_ids: Tensor, trajectory_ids: Tensor) -> StepSegments:
     """Segments of (M,) step and trajectory ids."""
-    call = _segments_op if traced(step_ids, trajectory_ids) else _step_segments
-    return StepSegments(*call(step_ids, trajectory_ids))
+    if traced(step_ids, trajectory_ids):
+        return StepSegments(*_segments_op(step_ids, trajectory_ids))
+    return _step_segments(step_ids, trajectory_ids)
 
 
 def _score_rows(
@@ -68,29 +75,30 @@ def _score_rows(
     first = logits[0]
     name = dispatch.resolve(backend, first.device.type, first.dtype)
     rows = dispatch.load(name).score_rows
-    if name == "torch" and ids.device.type == "cpu":
+    if name == "torch" and first.device.type == "cpu":
         layout.check_ids(ids, active, first.shape[-1])
-    result: Tensor | None = None
+    lead, result = ids.shape, None
     for index, blocks in layout.row_blocks(*logits):
-        lead = blocks[0].shape[:2]
-        per_row = temperature if isinstance(temperature, float) else _block(temperature, index, lead)
-        flat = _block(ids, index, lead).long(), _block(active, index, lead)
+        shape = blocks[0].shape
+        per_row = temperature if isinstance(temperature, float) else _block(temperature, index, shape)
+        wide, live = _block(ids, index, shape).long(), _block(active, index, shape)
         try:
-            block = rows(blocks, *flat, temperature=per_row, entropy=entropy)
+            block = rows(blocks, wide, live, temperature=per_row, entropy=entropy)
         except IndexError:
             layout.check_ids(ids, active, first.shape[-1])  # names the place in the caller's shape
             raise
         if index == ():
-            return block.view(len(logits), SCORE_CHANNELS, *ids.shape)
+            return block.view(len(logits), SCORE_CHANNELS, *lead)
         if result is None:
-            result = block.new_empty((len(logits), SCORE_CHANNELS, *ids.shape))
+            result = block.new_empty((len(logits), SCORE_CHANNELS, *lead))
         target = result.movedim((0, 1), (-2, -1))[index]
         target.copy_(block.view(len(logits), SCORE_CHANNELS, *target.shape[:-2]).movedim((0, 1), (-2, -1)))
-    return first.new_zeros((len(logits), SCORE_CHANNELS, *ids.shape), dtype=_wide(first)) if result is None else result
+    return first.new_zeros((len(logits), SCORE_CHANNELS, *lead), dtype=_wide(first)) if result is None else result
 
 
-def _block(x: Tensor, index: layout.Index, lead: torch.Size) -> Tensor:
-    return (x[index] if index else x).reshape(lead).contiguous()
+def _block(x: Tensor, index: layout.Index, shape: torch.Size) -> Tensor:
+    x = (x[index] if index else x).reshape(shape[0], shape[1])
+    return x if x.is_contiguous() else x.contiguous()
 
 
 def _wide(x: Tensor) -> torch.dtype:
@@ -129,7 +137,7 @@ def _shape_rows(
     teacher_logprobs: Tensor,
     advantages: Tensor,
     active: Tensor,
-    segments: list[Tensor],
+    segments: StepSegments | None,
     alpha_clip: float,
     lambda_mix: float,
     weight_fn: str,
@@ -137,21 +145,22 @@ def _shape_rows(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     name = dispatch.resolve(backend, active.device.type, student_logprobs.dtype)
-    student, teacher, a, live = (
-        x.reshape(-1).contiguous() for x in (student_logprobs, teacher_logprobs, advantages, active)
-    )
     planes, statistics = dispatch.load(name).shape_rows(
-        student,
-        teacher,
-        a,
-        live,
-        StepSegments(*segments) if segments else None,
+        _flat(student_logprobs),
+        _flat(teacher_logprobs),
+        _flat(advantages),
+        _flat(active),
+        segments,
         alpha_clip=alpha_clip,
         lambda_mix=lambda_mix,
         weight_fn=weight_fn,
         step_norm=step_norm,
     )
-    return planes.view(SHAPE_CHANNELS, *active.shape), statistics
+    return (planes if active.ndim == 1 else planes.view(SHAPE_CHANNELS, *active.shape)), statistics
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x if x.ndim == 1 and x.is_contiguous() else x.reshape(-1).contiguous()
 
 
 @torch.library.custom_op("stepopsd::shape_rows", mutates_args=())
@@ -172,7 +181,7 @@ def _shape_op(
         teacher_logprobs,
         advantages,
         active,
-        segments,
+        StepSegments(*segments) if segments else None,
         alpha_clip,
         lambda_mix,
         weight_fn,
@@ -198,17 +207,18 @@ def _(
     return planes, planes.new_empty((len(STATISTICS),), dtype=torch.float64)
 
 
-def _step_segments(step_ids: Tensor, trajectory_ids: Tensor) -> list[Tensor]:
+def _step_segments(step_ids: Tensor, trajectory_ids: Tensor) -> StepSegments:
     if step_ids.device.type == "cpu" and dispatch.unavailable("cpu", "cpu") is None:
         from stepopsd.ops import native
 
-        return native.step_segments(step_ids.long(), trajectory_ids.long()).tensors
-    return sort_steps(step_ids, trajectory_ids).tensors
+        segments: StepSegments = native.step_segments(step_ids.long(), trajectory_ids.long())
+        return segments
+    return sort_steps(step_ids, trajectory_ids)
 
 
 @torch.library.custom_op("stepopsd::step_segments", mutates_args=())
 def _segments_op(step_ids: Tensor, trajectory_ids: Tensor) -> list[Tensor]:
-    return _step_segments(step_ids, trajectory_ids)
+    return _step_segments(step_ids, trajectory_ids).tensors
 
 
 @_segments_op.register_fake

@@ -37,7 +37,6 @@ def step_segments(step_ids: Tensor, trajectory_ids: Tensor) -> StepSegments:
     return registry.step_segments(step_ids.reshape(-1), trajectories.reshape(-1))
 
 
-@torch.no_grad()
 def shape_advantages(
     student_logits: Tensor | None,
     teacher_logits: Tensor | None,
@@ -128,13 +127,14 @@ def shape_advantages(
     else:
         checks.token_ids(ids, lead, device)
         temperature = checks.temperature(temperature, lead, device)
-        pair = [student.detach(), teacher.detach()]
-        scored = registry.score_rows(pair, ids, active, temperature, entropy, backend)
-        s_logp, t_logp = scored[:, 0].unbind(0)
-        entropies = (scored[0, 2], scored[1, 2]) if entropy else None
+        scored = registry.score_rows([student, teacher], ids, active, temperature, entropy, backend)
+        s_logp, _, s_entropy, t_logp, _, t_entropy = scored.flatten(0, 1).unbind(0)
+        entropies = (s_entropy, t_entropy) if entropy else None
+    if advantages.dtype != dtype or advantages.requires_grad:
+        advantages = advantages.detach().to(dtype)
     planes, packed = registry.shape_rows(
-        s_logp, t_logp, advantages.detach().to(dtype), active, segments if budget else None, alpha_clip, lambda_mix,
-        weight_fn, step_norm, backend,
+        s_logp, t_logp, advantages, active, segments if budget else None, alpha_clip, lambda_mix, weight_fn, step_norm,
+        backend,
     )  # fmt: skip
     shaped, weights, delta, scale = planes.unbind(0)
     return ShapedAdvantages(shaped, weights, delta, s_logp, t_logp, entropies, scale, ShapingStats(packed))

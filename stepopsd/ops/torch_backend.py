@@ -21,6 +21,7 @@ def availability(device_type: str) -> str | None:
     return None
 
 
+@torch.no_grad()
 def score_rows(
     logits: Sequence[Tensor], ids: Tensor, active: Tensor, *, temperature: float | Tensor, entropy: bool
 ) -> Tensor:
@@ -63,6 +64,7 @@ def _row_statistics(
     return logp, lse, (total.log() - energy / total).clamp(min=0)
 
 
+@torch.no_grad()
 def shape_rows(
     student_logprobs: Tensor,
     teacher_logprobs: Tensor,
