@@ -69,6 +69,7 @@ def report() -> list[Check]:
         _cuda_device,
         _triton,
         _native,
+        _cuda_kernels,
         _compiler,
         _nvcc,
         _training,
@@ -206,15 +207,31 @@ def _native() -> Check:
 
 
 def _newer_sources(built: Path) -> list[str]:
-    """In a source checkout: the C++ files that changed after the module was built."""
+    """In a source checkout: the C++ and CUDA files that changed after the module was built."""
     sources = built.parent.parent / "csrc"
-    files = [*sources.rglob("*.cpp"), *sources.rglob("*.h")]
+    files = [f for kind in ("*.cpp", "*.h", "*.cu", "*.cuh") for f in sources.rglob(kind)]
     return sorted(f.name for f in files if f.stat().st_mtime > built.stat().st_mtime)
 
 
-def _first_line(command: list[str]) -> str:
+def _cuda_kernels() -> Check:
+    try:
+        from stepopsd.ops import cuda, dispatch
+
+        reason = dispatch.unavailable("cuda", "cuda")
+        compiled = ", ".join(cuda.architectures())
+    except ImportError as error:
+        return Check("CUDA C++ kernels", False, str(error))
+    except RuntimeError as error:
+        reason, _, remedy = str(error).partition("; ")
+        return Check("CUDA C++ kernels", False, reason, remedy)
+    if reason is not None:
+        return Check("CUDA C++ kernels", False, f"compiled for {compiled}, cannot run: {reason}")
+    return Check("CUDA C++ kernels", True, f"compiled for {compiled}; used where backend='cuda' names them")
+
+
+def _output(command: list[str]) -> str:
     run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
-    return (run.stdout or run.stderr).strip().partition("\n")[0]
+    return (run.stdout or run.stderr).strip()
 
 
 def _compiler() -> Check:
@@ -223,14 +240,18 @@ def _compiler() -> Check:
     if found is None:
         remedy = "install g++ or clang++, or name one in CXX; needed only to build the native module"
         return Check("C++ compiler", False, f"none of {', '.join(wanted)} found", remedy)
-    return Check("C++ compiler", True, f"{found}: {_first_line([found, '--version'])}")
+    return Check("C++ compiler", True, f"{found}: {next(iter(_output([found, '--version']).splitlines()), '')}")
 
 
 def _nvcc() -> Check:
-    found = shutil.which("nvcc")
+    home = os.environ.get("CUDA_HOME")
+    places = [str(Path(home, "bin", "nvcc"))] if home else ["nvcc", "/usr/local/cuda/bin/nvcc"]
+    found = next(filter(None, map(shutil.which, places)), None)
     if found is None:
-        return Check("nvcc", False, "not found; this version has no CUDA C++ kernels and does not need it")
-    return Check("nvcc", True, f"{found}; this version has no CUDA C++ kernels and does not use it")
+        remedy = "install the CUDA toolkit or point CUDA_HOME at it; needed only to build the CUDA C++ kernels"
+        return Check("nvcc", False, f"not found ({', '.join(places)})", remedy)
+    release = next((line for line in _output([found, "--version"]).splitlines() if "release" in line), "")
+    return Check("nvcc", True, f"{found}: {release}")
 
 
 def _training() -> Check:

@@ -9,7 +9,7 @@ import os
 import pytest
 
 from stepopsd import doctor
-from stepopsd.ops import dispatch
+from stepopsd.ops import cuda, dispatch
 
 
 def line(name: str) -> doctor.Check:
@@ -83,10 +83,10 @@ def test_a_missing_native_module_says_how_to_get_it(monkeypatch):
 def test_a_native_module_older_than_its_sources_is_reported(tmp_path):
     (tmp_path / "csrc").mkdir()
     (tmp_path / "stepopsd").mkdir()
-    for path, age in (("csrc/new.cpp", 30), ("stepopsd/_native.so", 20), ("csrc/old.h", 10)):
+    for path, age in (("csrc/new.cpp", 30), ("stepopsd/_native.so", 20), ("csrc/old.h", 10), ("csrc/new.cuh", 30)):
         (tmp_path / path).touch()
         os.utime(tmp_path / path, (age, age))
-    assert doctor._newer_sources(tmp_path / "stepopsd" / "_native.so") == ["new.cpp"]
+    assert doctor._newer_sources(tmp_path / "stepopsd" / "_native.so") == ["new.cpp", "new.cuh"]
 
 
 def test_an_absent_compiler_is_named(monkeypatch):
@@ -94,6 +94,40 @@ def test_an_absent_compiler_is_named(monkeypatch):
     compiler = line("C++ compiler")
     assert not compiler.ok
     assert compiler.detail == "none of no-such-compiler found"
+
+
+def test_an_absent_nvcc_says_where_it_was_looked_for(monkeypatch):
+    monkeypatch.setenv("CUDA_HOME", "/no/such/toolkit")
+    nvcc = line("nvcc")
+    assert not nvcc.ok
+    assert nvcc.detail == "not found (/no/such/toolkit/bin/nvcc)"
+    assert "CUDA_HOME" in nvcc.remedy
+
+
+def test_an_nvcc_is_named_with_its_release(monkeypatch, tmp_path):
+    script = tmp_path / "bin" / "nvcc"
+    script.parent.mkdir()
+    script.write_text("#!/bin/sh\necho Cuda compiler\necho Cuda compilation tools, release 12.8, V12.8.61\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    nvcc = line("nvcc")
+    assert nvcc.ok
+    assert nvcc.detail == f"{script}: Cuda compilation tools, release 12.8, V12.8.61"
+
+
+def test_a_module_without_cuda_kernels_says_how_to_get_them(monkeypatch):
+    monkeypatch.setattr(cuda, "_load", lambda: "built without CUDA kernels; STEPOPSD_CUDA=1 pip install stepopsd")
+    kernels = line("CUDA C++ kernels")
+    assert not kernels.ok
+    assert (kernels.detail, kernels.remedy) == ("built without CUDA kernels", "STEPOPSD_CUDA=1 pip install stepopsd")
+
+
+def test_cuda_kernels_that_cannot_run_here_say_why_and_for_what_they_were_compiled(monkeypatch):
+    monkeypatch.setattr(cuda, "architectures", lambda: ("sm_80", "sm_90"))
+    monkeypatch.setattr(dispatch, "unavailable", lambda *_: "there is no NVIDIA driver")
+    kernels = line("CUDA C++ kernels")
+    assert not kernels.ok
+    assert kernels.detail == "compiled for sm_80, sm_90, cannot run: there is no NVIDIA driver"
 
 
 @pytest.mark.parametrize("value", [None, "/no/such/folder"])

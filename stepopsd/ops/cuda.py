@@ -55,16 +55,6 @@ def _obstacle(device: int) -> str | None:
     return f"{reason}; the kernels were compiled for {', '.join(architectures())}" if reason else None
 
 
-@functools.cache
-def _missing() -> str | None:
-    """What is missing whichever device is current, or None."""
-    if isinstance(module := _load(), str):
-        return module
-    if torch.version.cuda is None:
-        return "this torch is a build without CUDA"
-    return None if torch.cuda.is_available() else _obstacle(0) or "torch sees no CUDA device"
-
-
 def availability(device_type: str) -> str | None:
     """None when tensors of this device type can be computed, else the reason why not.
 
@@ -73,7 +63,13 @@ def availability(device_type: str) -> str | None:
     """
     if device_type != "cuda":
         return f"the CUDA kernels compute CUDA tensors only, not {device_type}"
-    return _missing() or _obstacle(torch.cuda.current_device())
+    if isinstance(module := _load(), str):
+        return module
+    if torch.version.cuda is None:
+        return "this torch is a build without CUDA"
+    if not torch.cuda.is_available():
+        return _obstacle(0) or "torch sees no CUDA device"
+    return _obstacle(torch.cuda.current_device())
 
 
 def _describe(logits: Tensor) -> tuple[int, int, int, int]:
