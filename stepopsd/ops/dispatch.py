@@ -29,13 +29,44 @@ class Backend(Protocol):
         """None when tensors of this device type can be computed, else the reason why not."""
 
     def score_rows(
-        self, logits: Sequence[Tensor], ids: Tensor, active: Tensor, *, temperature: float | Tensor, entropy: bool
+        self,
+        logits: Sequence[Tensor],
+        ids: Tensor,
+        active: Tensor,
+        *,
+        temperature: float | Tensor,
+        entropy: bool,
+        normaliser: bool = False,
     ) -> Tensor:
         """K = 1 or 2 logits (B, R, V) to (K, 3, B, R): log-prob of the id, log-sum-exp and entropy, in nats.
 
         ``ids`` int64 and ``active`` bool are (B, R) and contiguous, like the temperature where it is a tensor. The
         entropy is 0 unless asked for, and so is everything in rows that are not active.
+
+        ``normaliser`` asks for (K, 5, B, R); the last two channels, peak and log-mass, are what ``gradient_rows`` of
+        the same backend needs: Σ_j 2^(x_j·log2(e)/T - peak) = 2^log_mass, with a finite peak about the row's maximum.
         """
+
+    def gradient_rows(
+        self,
+        logits: Tensor,
+        ids: Tensor,
+        active: Tensor,
+        normaliser: Tensor,
+        coefficients: Tensor,
+        *,
+        temperature: float | Tensor,
+        out: Tensor,
+    ) -> None:
+        """Write (a·[j = id] + p_j·(b + c·ln p_j)) / T into ``out`` (B, R, V), with p·ln p = 0 where p = 0.
+
+        ``normaliser`` (2, B, R) comes from ``score_rows``; ``coefficients`` (3, B, R) are a, b and c; both contiguous.
+        ``out`` has the dtype of the logits, V contiguous, any other strides, and may be the very memory of the
+        logits. Rows that are not active, or whose a, b and c are all 0, are set to 0 and their logits not read.
+        """
+
+    def scale_rows(self, rows: Tensor, factor: Tensor) -> None:
+        """Multiply (B, R, V) in place by the 0-d ``factor`` (fp32, on its device), doing nothing where that is 1."""
 
     def shape_rows(
         self,
@@ -97,6 +128,23 @@ def resolve(backend: str, device_type: str, dtype: torch.dtype = torch.float32) 
     return backend
 
 
+def resolve_gradients(backend: str, device_type: str, dtype: torch.dtype = torch.float32) -> str:
+    """As ``resolve``, for calls that need a gradient: torch in place of a backend without gradient kernels.
+
+    Score and gradient of a row must come from one backend, so such a call is computed by torch as a whole.
+    """
+    name = resolve(backend, device_type, dtype)
+    return name if no_gradients(name) is None else "torch"
+
+
+def no_gradients(name: str) -> str | None:
+    """None when backend ``name`` computes gradients itself, else the reason why torch does it in its place."""
+    module = _load(name)
+    if isinstance(module, str):
+        return module
+    return None if hasattr(module, "gradient_rows") else f"{_MODULES[name]} has no gradient_rows"
+
+
 def load(name: str) -> Backend:
     """The backend's module; ``name`` comes from ``resolve``."""
     module = _load(name)
@@ -109,3 +157,13 @@ def explain(device: torch.device | str) -> dict[str, str]:
     """Backend name -> "available" or the reason why it cannot compute tensors on ``device``."""
     device_type = torch.device(device).type
     return {name: unavailable(name, device_type) or "available" for name in BACKENDS}
+
+
+def explain_gradients(device: torch.device | str) -> dict[str, str]:
+    """As ``explain``, for calls that need a gradient: also says where torch computes it, and why."""
+    reasons = explain(device)
+    for name, reason in reasons.items():
+        missing = no_gradients(name) if reason == "available" else None
+        if missing is not None:
+            reasons[name] = f"computed by torch: {missing}"
+    return reasons

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -23,29 +24,42 @@ def availability(device_type: str) -> str | None:
 
 @torch.no_grad()
 def score_rows(
-    logits: Sequence[Tensor], ids: Tensor, active: Tensor, *, temperature: float | Tensor, entropy: bool
+    logits: Sequence[Tensor],
+    ids: Tensor,
+    active: Tensor,
+    *,
+    temperature: float | Tensor,
+    entropy: bool,
+    normaliser: bool = False,
 ) -> Tensor:
     """(K, 3, B, R) log-prob, log-sum-exp and entropy from K logits tensors (B, R, V); see ``dispatch.Backend``.
 
-    float64 for float64 logits, else float32. Ids outside [0, V) give a NaN log-prob. Only active rows are read.
+    With ``normaliser`` (K, 5, B, R), the last two channels being its peak and log-mass. float64 for float64 logits,
+    else float32. Ids outside [0, V) give a NaN log-prob. Only active rows are read.
     """
     dtype = torch.float64 if logits[0].dtype == torch.float64 else torch.float32
-    out = torch.zeros((len(logits), 3, *active.shape), dtype=dtype, device=active.device)
-    places = active.nonzero()
-    size = max(1, _CHUNK_ELEMENTS // logits[0].shape[-1])
-    for start in range(0, len(places), size):
-        b, r = places[start : start + size].unbind(1)
+    channels = 5 if normaliser else 3
+    out = torch.zeros((len(logits), channels, *active.shape), dtype=dtype, device=active.device)
+    for b, r in _chunks(active, logits[0].shape[-1]):
         divisor = temperature if isinstance(temperature, float) else temperature[b, r].to(dtype)[:, None]
         for model, x in enumerate(logits):
-            for channel, value in enumerate(_row_statistics(x[b, r].to(dtype), ids[b, r], divisor, entropy)):
+            values = _row_statistics(x[b, r].to(dtype), ids[b, r], divisor, entropy)
+            for channel, value in enumerate(values[:channels]):
                 out[model, channel, b, r] = value
     return out
 
 
-def _row_statistics(
-    logits: Tensor, ids: Tensor, temperature: float | Tensor, entropy: bool
-) -> tuple[Tensor, ...]:
-    """Log-prob of each id (n,), log-sum-exp (n,), and entropy (n,) of (n, V) logits, which are overwritten."""
+def _chunks(rows: Tensor, vocab: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Places of the rows (B, R) that are True, as many at a time as fit into a chunk."""
+    places = rows.nonzero()
+    size = max(1, _CHUNK_ELEMENTS // vocab)
+    for start in range(0, len(places), size):
+        b, r = places[start : start + size].unbind(1)
+        yield b, r
+
+
+def _row_statistics(logits: Tensor, ids: Tensor, temperature: float | Tensor, entropy: bool) -> tuple[Tensor, ...]:
+    """Log-prob of each id, log-sum-exp, entropy, peak, log-mass, each (n,), of (n, V) logits, which are overwritten."""
     vocab = logits.shape[-1]
     top = logits.amax(-1, keepdim=True)
     logits.sub_(top)
@@ -57,11 +71,69 @@ def _row_statistics(
     total = weights.sum(-1)
     logp = (target - total.log()).clamp(max=0)
     lse = (top / temperature)[:, 0] + total.log()
+    highest = (top.double() / temperature)[:, 0] / math.log(2)
+    peak = highest.to(logits.dtype)
+    mass = total.log2() + (highest - peak).to(logits.dtype)
     if not entropy:
-        return logp, lse
+        return logp, lse, torch.zeros_like(logp), peak, mass
     # exp(-inf) is 0, and 0 * -inf would be NaN; the floor keeps NaN rows NaN.
     energy = (weights * logits.clamp(min=-1e30)).sum(-1)
-    return logp, lse, (total.log() - energy / total).clamp(min=0)
+    return logp, lse, (total.log() - energy / total).clamp(min=0), peak, mass
+
+
+@torch.no_grad()
+def gradient_rows(
+    logits: Tensor,
+    ids: Tensor,
+    active: Tensor,
+    normaliser: Tensor,
+    coefficients: Tensor,
+    *,
+    temperature: float | Tensor,
+    out: Tensor,
+) -> None:
+    """Write (a·[j = id] + p_j·(b + c·ln p_j)) / T into ``out`` (B, R, V); see ``dispatch.Backend``."""
+    live = active & (coefficients != 0).any(0)
+    out[~live] = 0
+    entropy = bool((coefficients[2] != 0).any())
+    for b, r in _chunks(live, logits.shape[-1]):
+        divisor = temperature if isinstance(temperature, float) else temperature[b, r].to(normaliser.dtype)[:, None]
+        x = logits[b, r].to(normaliser.dtype)
+        out[b, r] = _row_gradient(x, ids[b, r], normaliser[:, b, r], coefficients[:, b, r], divisor, entropy).to(
+            out.dtype
+        )
+
+
+def _row_gradient(
+    x: Tensor, ids: Tensor, normaliser: Tensor, coefficients: Tensor, temperature: float | Tensor, entropy: bool
+) -> Tensor:
+    """(n, V) gradient of (n, V) logits, which are overwritten; ``normaliser`` (2, n), ``coefficients`` (3, n)."""
+    peak, mass = normaliser.double().unsqueeze(-1) * math.log(2)
+    # A float32 number about the row's maximum is taken off first, and its exact distance to the normaliser after that.
+    centre = (peak * temperature).to(x.dtype)
+    log_p = x.sub_(centre).div_(temperature).sub_((peak + mass - centre.double() / temperature).to(x.dtype))
+    p = log_p.exp()
+    known = ((ids >= 0) & (ids < x.shape[-1]))[:, None]
+    a, b, c = coefficients.unsqueeze(-1)
+    b = b.where(known, float("nan"))
+    p.mul_(log_p.clamp_(min=-1e30).mul_(c).add_(b) if entropy else b)
+    place = ids[:, None].where(known, 0)
+    p.scatter_(1, place, p.gather(1, place) + a)
+    return p.div_(temperature)
+
+
+@torch.no_grad()
+def scale_rows(rows: Tensor, factor: Tensor) -> None:
+    """Multiply (B, R, V) by the 0-d ``factor`` in place, in the precision of the factor; see ``dispatch.Backend``."""
+    if factor.device.type == "cpu" and float(factor) == 1.0:
+        return
+    if rows.dtype == factor.dtype:
+        rows.mul_(factor)
+        return
+    size = max(1, _CHUNK_ELEMENTS // rows.shape[-1])
+    for part in rows.unbind(0):
+        for chunk in part.split(size):
+            chunk.copy_(chunk.to(factor.dtype) * factor)
 
 
 @torch.no_grad()
