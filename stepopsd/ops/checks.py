@@ -116,6 +116,11 @@ def _alike(what: str, student: torch.Tensor, teacher: torch.Tensor) -> torch.dty
     return torch.float64 if torch.float64 in (student.dtype, teacher.dtype) else torch.float32
 
 
+def floats(name: str, x: torch.Tensor) -> None:
+    """Raise TypeError unless ``x`` is bf16, fp16, fp32 or fp64."""
+    _dtype(name, x, _FLOAT_DTYPES)
+
+
 def integers(name: str, x: torch.Tensor) -> None:
     """Raise TypeError unless ``x`` is int64 or int32."""
     _dtype(name, x, _INT_DTYPES)
