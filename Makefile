@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM = false
 # Threads that wait must not spin: on two busy cores a spinning one holds up the one it waits for.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: demo test test-slow check bench gpu clean install
+.PHONY: demo test test-slow check bench bench-sweep gpu clean install
 
 install: $(STAMP)
 
@@ -39,6 +39,9 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/pytest benchmarks -q --benchmark-only --benchmark-columns=median,iqr,rounds
+
+bench-sweep: $(STAMP)  ## many shapes on this machine's CPU, about ten minutes -> benchmarks/results
+	$(BIN)/python -m stepopsd.experiments.bench.sweep --device cpu --threads 1 --budget 600
 
 gpu:  ## on a machine with a GPU, with that machine's own Python
 	bash benchmarks/gpu.sh

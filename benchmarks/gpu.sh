@@ -1,14 +1,18 @@
 #!/usr/bin/env bash
-# `make gpu`: test the Triton kernels on this machine's NVIDIA GPU, then measure them.
+# `make gpu`: build, test, sanitize and measure the kernels on this machine's NVIDIA GPU.
 #   PYTHON    the interpreter to use (its torch must see the GPU); otherwise .venv or python3, whichever does
-#   RESULTS   folder for the report (default benchmarks/results)
-# Needs no network and no installation: the package runs from this folder. Exits with 2 where there is no GPU.
-set -euo pipefail
-cd "$(dirname "$0")/.."
+#   STAGES    which of: build test sanitize sweep (default all, in this order)
+#   BUDGET    seconds after which the sweep begins no further case (default 420)
+#   RESULTS   folder for the sweep's report (default benchmarks/results)
+# Needs no network and installs nothing: the package runs from this folder. A failing stage does not stop the next ones.
+# Exits with 0 when every stage passed or said why it had nothing to do, 1 when one failed, 2 where there is no GPU.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
 unset TRITON_INTERPRET
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
 sees_gpu() { "$1" -c 'import sys, torch; sys.exit(not (torch.cuda.is_available() and torch.version.cuda))' 2>/dev/null; }
+has() { "$python" -c "import $1" 2>/dev/null; }
 
 python=
 for candidate in "${PYTHON:-}" .venv/bin/python python3; do
@@ -19,13 +23,97 @@ for candidate in "${PYTHON:-}" .venv/bin/python python3; do
 done
 if [ -z "$python" ]; then
     echo "make gpu: no Python here has a torch that sees an NVIDIA GPU (tried PYTHON, .venv, python3)." >&2
-    echo "Nothing was tested, measured or written. Without a GPU the kernels are tested by 'make test'." >&2
+    echo "Nothing was built, tested, measured or written. Without a GPU the kernels are tested by 'make test'." >&2
     exit 2
 fi
 
-"$python" -c 'import sys, torch, triton
-print(f"{sys.executable}: torch {torch.__version__}, triton {triton.__version__}, {torch.cuda.get_device_name()}")'
-"$python" -m pytest -q -p no:cacheprovider tests/ops/test_triton_gpu.py tests/ops/test_triton_pair.py \
-    tests/ops/test_triton_aot.py
-"$python" -m pytest -q -p no:cacheprovider tests/ops/test_backends_agree.py -k triton
-"$python" -m benchmarks.report_gpu --results "${RESULTS:-benchmarks/results}"
+# The native module and its CUDA kernels, next to the sources.
+build() {
+    if ! command -v "${NVCC:-nvcc}" >/dev/null; then
+        skip "no nvcc on PATH: the cuda backend is not built; Triton and torch go on without it"
+        return
+    fi
+    STEPOPSD_BUILD=native STEPOPSD_CUDA=1 "$python" setup.py build_ext --inplace &&
+        "$python" -c 'from stepopsd.ops import dispatch
+reason = dispatch.unavailable("cuda", "cuda")
+raise SystemExit(f"built, but the cuda backend is not available: {reason}" if reason else 0)'
+}
+
+# The kernels' tests and every file with a test that needs a GPU. pytest and hypothesis may be missing on a bare box.
+test_kernels() {
+    if ! has pytest; then
+        skip "pytest is not installed in $python; the sweep still checks every kernel against float64"
+        return
+    fi
+    local files chosen=() file
+    files=$({ ls tests/ops/test_triton*.py tests/ops/test_cuda*.py tests/ops/test_backends_agree.py
+              grep -rlE 'mark\.gpu' tests --include='test_*.py'; } 2>/dev/null | sort -u)
+    for file in $files; do
+        if has hypothesis || ! grep -qE '^(import|from) hypothesis|strategies' "$file"; then
+            chosen+=("$file")
+        else
+            echo "left out, as hypothesis is not installed in $python: $file"
+        fi
+    done
+    "$python" -m pytest -q -p no:cacheprovider "${chosen[@]}"
+}
+
+sanitize() {
+    local tool=${SANITIZER:-compute-sanitizer}
+    command -v "$tool" >/dev/null || tool=$(ls -d /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | head -1)
+    if [ -z "$tool" ]; then skip "compute-sanitizer is not installed"; return; fi
+    if [ ! -f tests/ops/sanitize.py ]; then skip "tests/ops/sanitize.py is not there"; return; fi
+    local status=0
+    for check in memcheck racecheck synccheck; do
+        echo "-- $check"
+        PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 300 "$tool" --tool "$check" --error-exitcode 9 \
+            "$python" -m tests.ops.sanitize || status=1
+    done
+    return "$status"
+}
+
+sweep() {
+    "$python" -m stepopsd.experiments.bench.sweep --device cuda --budget "${BUDGET:-420}" \
+        --results "${RESULTS:-benchmarks/results}"
+}
+
+skipped=
+skip() { echo "$1"; skipped=$1; }
+
+summary=() failed=0
+run_stage() {
+    echo
+    echo "== $1"
+    local begin=$SECONDS
+    skipped=
+    if "$2"; then
+        if [ -n "$skipped" ]; then summary+=("$1: not run: $skipped"); else summary+=("$1: passed in $((SECONDS - begin)) s"); fi
+    else
+        summary+=("$1: FAILED after $((SECONDS - begin)) s")
+        failed=1
+    fi
+}
+
+"$python" - <<'END'
+import platform, sys, torch
+try:
+    import triton
+    version = triton.__version__
+except ImportError:
+    version = "not installed"
+print(f"{sys.executable}: Python {platform.python_version()}, torch {torch.__version__}, triton {version}, "
+      f"{torch.cuda.get_device_name()}")
+END
+for stage in ${STAGES:-build test sanitize sweep}; do
+    case $stage in
+        build | sanitize | sweep) run_stage "$stage" "$stage" ;;
+        test) run_stage test test_kernels ;;
+        *)
+            echo "STAGES must name build, test, sanitize or sweep, got '$stage'" >&2
+            failed=1
+            ;;
+    esac
+done
+echo
+printf '%s\n' "== summary" "${summary[@]}"
+exit "$failed"

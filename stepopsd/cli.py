@@ -1,4 +1,4 @@
-"""The command line: stepopsd train | eval | demo | report | doctor | games."""
+"""The command line: stepopsd train | eval | demo | bench | report | doctor | games."""
 
 from __future__ import annotations
 
@@ -42,6 +42,15 @@ def demo(args: Sequence[str]) -> int:
     return 0
 
 
+def bench(args: Sequence[str]) -> int:
+    """Time the op on this machine beside eager PyTorch, torch.compile, other packages and a mere read."""
+    tyro = _tyro()
+    from stepopsd.experiments.bench.command import bench
+
+    tyro.cli(bench, args=list(args), prog="stepopsd bench")
+    return 0
+
+
 def report(args: Sequence[str]) -> int:
     """Build report.html from run directories: stepopsd report grpo=runs/a stepopsd=runs/b --out DIR."""
     from stepopsd.experiments.report import report_from_arguments
@@ -73,6 +82,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "eval": evaluate,
     "demo": demo,
+    "bench": bench,
     "report": report,
     "doctor": doctor,
     "games": games,

@@ -1,0 +1,32 @@
+"""What the bench_*.py files share: who takes part on this machine, and one timed case."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from stepopsd.experiments.bench.check import verify
+from stepopsd.experiments.bench.contenders import field
+from stepopsd.experiments.bench.rows import Case, make_rows
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+ROWS = 1024 if DEVICE == "cuda" else 16
+NAMES = [contender.name for contender in field(Case("pair", 1, 8, "fp32"), DEVICE).contenders]
+
+
+def run(benchmark: Any, name: str, case: Case, device: str) -> None:
+    """Check one contender against float64, then let pytest-benchmark time it."""
+    contender = next(c for c in field(case, device).contenders if c.name == name)
+    rows = make_rows(case, device)
+    verify(contender, case, rows)
+    masked = f" masked={case.masked:.0%}" if case.masked else ""
+    benchmark.group = f"{device} {case.op} {case.dtype} V={case.vocab} N={case.rows}{masked}"
+    benchmark.extra_info["bytes"] = case.bytes_read
+
+    def call() -> None:
+        contender.run(rows)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    benchmark.pedantic(call, rounds=7, warmup_rounds=2)

@@ -1,0 +1,129 @@
+"""The ``stepopsd bench`` command: one problem on the user's machine, in under a minute."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from tyro.conf import arg
+
+from stepopsd.experiments.bench import machine
+from stepopsd.experiments.bench.contenders import field
+from stepopsd.experiments.bench.limits import ceilings
+from stepopsd.experiments.bench.measure import measure
+from stepopsd.experiments.bench.report import DETAILS, detail_rows, title
+from stepopsd.experiments.bench.rows import Case
+from stepopsd.experiments.bench.timing import Settings
+
+QUICK = Settings(rounds=9, sample_seconds=0.01, seconds=6.0)
+
+
+def bench(
+    *,
+    rows: int | None = None,
+    vocab: int = 151_936,
+    dtype: Literal["bf16", "fp16", "fp32"] = "bf16",
+    masked: float = 0.0,
+    op: Literal["pair", "score", "both"] = "both",
+    threads: int | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    compiled: Annotated[bool, arg(name="compile")] = True,
+    json_out: Annotated[Path | None, arg(name="json")] = None,
+) -> dict[str, Any]:
+    """Time the op on this machine beside plain PyTorch, torch.compile, other packages' kernels and a mere read.
+
+    Every contender is first compared with float64; a wrong one is not timed.
+
+    Args:
+        rows: Tokens N; 64 on a CPU and 4096 on a GPU where not given.
+        vocab: Logits per token.
+        dtype: Of the logits.
+        masked: Share of the tokens outside steps, whose logits need not be read.
+        op: ``pair``: two tensors to shaped advantages; ``score``: one tensor to log-probs.
+        threads: CPU threads; torch's own choice where not given.
+        device: ``auto`` takes the GPU where there is one.
+        compiled: Whether torch.compile takes part; its compilation takes most of the command's time.
+        json_out: Also write all figures to this file.
+
+    Returns:
+        The report as plain data.
+
+    Raises:
+        ValueError: An argument out of range, a device that is not there, or inputs that do not fit the memory.
+    """
+    where = _device(device)
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    count = rows if rows is not None else 4096 if where == "cuda" else 64
+    first = Case("pair" if op == "both" else op, count, vocab, dtype, masked)
+    cases = [first, replace(first, op="score")] if op == "both" else [first]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        report = _measured(cases, where, compiled)
+    finally:
+        torch.set_num_threads(before)
+    if json_out is not None:
+        json_out.write_text(json.dumps(report, indent=1) + "\n")
+    return report
+
+
+def _measured(cases: list[Case], device: str, compiled: bool) -> dict[str, Any]:
+    report: dict[str, Any] = {**machine.describe(device), "cases": [], "absent": {}}
+    report["limits"] = ceilings(device, size=1 << 30)
+    for case in cases:
+        entrants = field(case, device, compiled=compiled)
+        record = measure(case, device, entrants, QUICK)
+        if "skipped" in record:
+            raise ValueError(f"rows {case.rows} and vocab {case.vocab} do not fit the memory: {record['skipped']}")
+        report["absent"] |= entrants.absent
+        report["cases"].append(record)
+        show(record, report)
+    print(footer(report))
+    return report
+
+
+def show(case: dict[str, Any], report: dict[str, Any]) -> None:
+    """Print one case as a table; plain where rich is not installed."""
+    columns = (*DETAILS, "host") if report["device"] == "cuda" else DETAILS
+    rows = detail_rows(case, report)
+    try:
+        from rich.box import SIMPLE_HEAD
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        print(title(case))
+        print("\n".join("  ".join(cell.ljust(14) for cell in line) for line in [list(columns), *rows]))
+        return
+    shown = Table(title=title(case), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in columns:
+        shown.add_column(name.replace(" ", "\n"), justify="left" if name == "what" else "right", no_wrap=True)
+    ours = {r["contender"] for r in case["results"] if r.get("ours")}
+    for line in rows:
+        style = "bold" if line[0] in ours else "dim" if line[0] == "read only" else ""
+        shown.add_row(*line, style=style)
+    Console().print(shown)
+
+
+def footer(report: dict[str, Any]) -> str:
+    """The limits, what the columns mean, and who did not take part."""
+    limits, figure = report["limits"], "median" if report["device"] == "cuda" else "minimum"
+    where = f"{report['chip']}" + (f", threads: {report['threads']}" if report["device"] == "cpu" else "")
+    lines = [
+        f"{where}: a large copy moves {limits['copy'] / 1e9:,.1f} GB/s, a large read {limits['read'] / 1e9:,.1f} GB/s.",
+        f"time: {figure} of interleaved samples, ±: half their quartile range. of read: share of the speed of reading",
+        "the same bytes and nothing else. speed-up: over eager log_softmax. off by: largest difference from float64.",
+        "memory: peak beyond the inputs.",
+        *(f"not here: {name}: {reason}" for name, reason in report["absent"].items()),
+    ]
+    return "\n".join(lines)
+
+
+def _device(device: str) -> str:
+    there = torch.cuda.is_available()
+    if device == "cuda" and not there:
+        raise ValueError("device cuda: torch sees no CUDA device here; try --device cpu")
+    return ("cuda" if there else "cpu") if device == "auto" else device

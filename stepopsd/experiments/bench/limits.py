@@ -1,0 +1,66 @@
+"""What the memory allows: a read of the same bytes and a copy, timed beside the contenders."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+
+import torch
+
+from stepopsd.experiments.bench.rows import Case, Rows, as_words
+from stepopsd.experiments.bench.timing import Clock, CpuClock, CudaClock, Settings, interleaved
+
+READ = "read only"
+
+
+def reader(case: Case, device: str) -> Callable[[Rows], object]:
+    """Reads as many bytes of the inputs as the op must: every tensor's share of active rows, without arithmetic."""
+    read = _cuda_read() if device == "cuda" else _cpu_read()
+
+    def run(x: Rows) -> object:
+        stores = (x.student_store, x.teacher_store)[: case.tensors]
+        return read([store[0, : case.active] for store in stores])
+
+    return run
+
+
+def _cuda_read() -> Callable[[list[torch.Tensor]], object]:
+    from stepopsd.experiments.bench import read_kernel
+
+    read_kernel.check(torch.randint(-(2**31), 2**31, (1 << 20,), dtype=torch.int32, device="cuda"))
+    return read_kernel.read_all
+
+
+def _cpu_read() -> Callable[[list[torch.Tensor]], object]:
+    from stepopsd.ops import native
+
+    if native.availability("cpu") is None and hasattr(native, "read_probe"):
+        return lambda tensors: [native.read_probe(x) for x in tensors]
+    # without the native module: an integer maximum, which runs at the speed of memory too
+    return lambda tensors: [as_words(x).amax() for x in tensors]
+
+
+def ceilings(device: str, *, size: int = 4 << 30) -> dict[str, float]:
+    """Bytes per second of a large copy (read plus written bytes) and of a large read on ``device``.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+        size: Bytes of the buffer; less where memory is short.
+    """
+    from stepopsd.experiments.bench.memory import free_memory
+
+    size = min(size if device == "cuda" else size // 16, free_memory(device) // 4)
+    source = torch.ones(size // 4, dtype=torch.int32, device=device)
+    target = torch.empty_like(source)
+    read = _cuda_read() if device == "cuda" else _cpu_read()
+    calls: dict[str, Callable[[int], object]] = {
+        "copy": lambda _: target.copy_(source),
+        "read": lambda _: read([source]),
+    }
+    for call in calls.values():
+        call(0)
+    clock: Clock = CudaClock() if device == "cuda" else CpuClock()
+    samples = interleaved(clock, calls, Settings(rounds=9))
+    best: Callable[[list[float]], float] = statistics.median if device == "cuda" else min
+    moved = source.numel() * 4
+    return {"copy": 2 * moved / best(samples["copy"].seconds), "read": moved / best(samples["read"].seconds)}
