@@ -133,7 +133,7 @@ def test_the_report_has_rates_shares_and_ratios() -> None:
     # the median of the replays, 1.1 ms: 4 GB / 1.1 ms of a copy at 4.4 TB/s; a read took 0.88 ms
     assert "| triton | 1.10 ms | 3,636.4 | 80% | 83% | 10.0× |  | 3.00× TRL fused kernel |" in summary
     assert "| stepopsd triton | 1.10 ms | 9.1% | 3,636.4 | 80% | 10.0× | 1.0e-06 | 1.0 MiB | 30.0 µs |" in text
-    assert "| stepopsd torch | 9.90 ms |" in text
+    assert "| stepopsd torch | 9.90 ms (call) |" in text
     assert "| waits |" in text
     assert "| torch.compile | out of memory |" in text
     assert "SM 1980 MHz" in text

@@ -33,7 +33,7 @@ class Contender:
         ours: Whether it is one of this package's backends.
         rounds: Whether its log-probs are rounded to the logits' dtype, which is then allowed for in the check.
         workspace: Bytes per logit of one tensor that it may allocate.
-        slow_start: Whether its first call takes seconds per shape.
+        capture: Whether its calls may be captured in a CUDA graph; a failed capture can spoil what comes after.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Contender:
     ours: bool = False
     rounds: bool = False
     workspace: int = 0
-    slow_start: bool = False
+    capture: bool = True
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ def field(case: Case, device: str, *, peers: bool = True, compiled: bool = True)
 
     found, absent = _backends(case, device)
     found += [
-        from_scorer(EAGER[0], case, score_log_softmax, workspace=12),
-        from_scorer(EAGER[1], case, score_logsumexp, workspace=12),
+        from_scorer(EAGER[0], case, score_log_softmax, workspace=8),
+        from_scorer(EAGER[1], case, score_logsumexp, workspace=8),
     ]
     if compiled:
         found.append(compiled_logsumexp(case))
@@ -105,7 +105,7 @@ def backend(name: str, case: Case, *, entropy: bool = False) -> Contender:
         return planes[0].view_as(x.advantages)
 
     label = f"stepopsd {name}" + (", entropies" if entropy else "")
-    return Contender(label, pair if case.op == "pair" else score, ours=True, workspace=8 if name == "torch" else 0)
+    return Contender(label, pair if case.op == "pair" else score, ours=True, capture=name != "torch")
 
 
 def shaping() -> dict[str, Any]:
@@ -138,8 +138,6 @@ def compiled_logsumexp(case: Case) -> Contender:
     return Contender(
         COMPILED,
         lambda x: fused(x.student_store, x.teacher_store, x.ids, x.advantages, x.active),
-        slow_start=True,
-        workspace=4,
     )
 
 

@@ -28,6 +28,7 @@ class Peer:
         devices: Device types that it computes on.
         rounds: Whether 16-bit logits give 16-bit log-probs.
         workspace: Bytes per logit that it may allocate.
+        capture: Whether it may be captured in a CUDA graph.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Peer:
     devices: tuple[str, ...] = ("cuda",)
     rounds: bool = False
     workspace: int = 0
+    capture: bool = True
 
 
 def find_peers(case: Case, device: str) -> tuple[list[Contender], dict[str, str]]:
@@ -52,7 +54,8 @@ def find_peers(case: Case, device: str) -> tuple[list[Contender], dict[str, str]
             absent[peer.name] = f"{first}; {peer.install}"
             continue
         rounds = peer.rounds and case.dtype != "fp32"
-        found.append(from_scorer(peer.name, case, scorer, rounds=rounds, workspace=peer.workspace))
+        properties = {"rounds": rounds, "workspace": peer.workspace, "capture": peer.capture}
+        found.append(from_scorer(peer.name, case, scorer, **properties))
     return found, absent
 
 
@@ -123,5 +126,6 @@ PEERS = (
     Peer("TRL selective_log_softmax", "pip install trl", trl_eager, ("cpu", "cuda"), rounds=True, workspace=4),
     Peer("Liger selective_log_softmax", "pip install liger-kernel", liger),
     Peer("flash-attention cross-entropy", "pip install flash-attn --no-build-isolation", flash_attention),
-    Peer("QuACK cross-entropy", "pip install quack-kernels", quack),
+    # it launches through a runtime of its own, whose stream we cannot vouch for
+    Peer("QuACK cross-entropy", "pip install quack-kernels", quack, capture=False),
 )

@@ -91,11 +91,12 @@ def detail_rows(case: dict[str, Any], report: dict[str, Any]) -> list[list[str]]
             rows.append([name, result.get("error", "not timed"), *[""] * (len(DETAILS) - 2 + (device == "cuda"))])
             continue
         spread = result.get("replay_seconds", result["seconds"])
+        launched = device == "cuda" and "replay_seconds" not in result and "host_seconds" in result
+        wide = (spread["q3"] - spread["q1"]) / 2 / spread["median"]
         line = [
-            name, duration(found[name]), f"{(spread['q3'] - spread['q1']) / 2 / spread['median']:.1%}",
+            name, duration(found[name]) + (" (call)" if launched else ""), f"{wide:.1%}",
             f"{case['bytes'] / found[name] / 1e9:,.1f}", f"{found[READ] / found[name]:.0%}",
-            _times(eager, found[name]), _digits(result.get("difference")),
-            size(result.get("extra_bytes")),
+            _times(eager, found[name]), _digits(result.get("difference")), size(result.get("extra_bytes")),
         ]  # fmt: skip
         if device == "cuda":
             host = result.get("host_seconds", 0.0)  # not measured where calls are long
@@ -187,7 +188,12 @@ def _detail_note(report: dict[str, Any]) -> str:
         "it, nothing is timed. *±*: half the quartile range of the samples. *speed-up*: over eager log_softmax. "
         "*memory*: peak beyond the inputs."
     )
-    return f"{note} *host*: time of the call itself while the device is busy." if _on_gpu(report) else note
+    if not _on_gpu(report):
+        return note
+    return (
+        f"{note} *host*: time of the call itself while the device is busy. *(call)*: calls back to back, where the "
+        "others' figures are graph replays."
+    )
 
 
 def _clocks(case: dict[str, Any]) -> str:

@@ -90,7 +90,7 @@ def sweep(
     for case in left:
         if time.perf_counter() > end:
             break
-        entrants = field(case, device, compiled=case.vocab == HEADLINE)
+        entrants = field(case, device, compiled=case.vocab == HEADLINE and not (case.masked and case.dtype != "bf16"))
         report["absent"] |= entrants.absent
         begin = time.perf_counter()
         record = measure(case, device, entrants, settings)
@@ -129,7 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cases = gpu_cases() if options.device == "cuda" else cpu_cases()
     settings = GPU if options.device == "cuda" else CPU
     about = machine.describe(options.device)
-    stem = options.results / (options.name or f"{machine.slug(about['chip'])}-{about['date']}")
+    threads = f"-{about['threads']}-threads" if about.get("threads", 1) > 1 else ""
+    stem = options.results / (options.name or f"{machine.slug(about['chip'])}-{about['date']}{threads}")
     earlier = _file(stem, "json")
     unfinished = json.loads(earlier.read_text()) if options.resume and earlier.exists() else None
     words = sys.argv[1:] if arguments is None else arguments
