@@ -15,15 +15,16 @@ from stepopsd.ops.results import STATISTICS
 from stepopsd.ops.segments import StepSegments, sort_steps
 
 _dispatch_modes = torch._C._len_torch_dispatch_stack
-_functorch_level = torch._C._functorch.peek_interpreter_stack
+functorch_level = torch._C._functorch.peek_interpreter_stack
 
 SCORE_CHANNELS = 3  # log-prob, log-sum-exp, entropy
+NORMALISED_CHANNELS = 5  # and the normaliser's peak and log-mass
 SHAPE_CHANNELS = 4  # shaped, weight, delta, scale
 
 
 def traced(*tensors: Tensor) -> bool:
     """Whether something other than plain eager PyTorch looks on, so that the call must be an op with a schema."""
-    if torch.compiler.is_compiling() or _dispatch_modes() > 0 or _functorch_level() is not None:
+    if torch.compiler.is_compiling() or _dispatch_modes() > 0 or functorch_level() is not None:
         return True
     return any(type(x) is not Tensor and type(x) is not Parameter for x in tensors)
 
@@ -33,7 +34,7 @@ def score_rows(
 ) -> Tensor:
     """(K, 3, ...) rows from K = 1 or 2 logits (..., V), detached; ``backend`` is a name or "auto"."""
     if not traced(*logits, ids, active):
-        return _score_rows(logits, ids, active, temperature, entropy, backend)
+        return compute_scores(logits, ids, active, temperature, entropy, backend)
     number, per_row = (1.0, temperature) if isinstance(temperature, Tensor) else (temperature, None)
     with torch.no_grad():
         scored: Tensor = _score_op(logits, ids, active, number, per_row, entropy, backend)
@@ -69,34 +70,44 @@ def step_segments(step_ids: Tensor, trajectory_ids: Tensor) -> StepSegments:
     return _step_segments(step_ids, trajectory_ids)
 
 
-def _score_rows(
-    logits: list[Tensor], ids: Tensor, active: Tensor, temperature: float | Tensor, entropy: bool, backend: str
+def compute_scores(
+    logits: list[Tensor],
+    ids: Tensor,
+    active: Tensor,
+    temperature: float | Tensor,
+    entropy: bool,
+    backend: str,
+    normaliser: bool = False,
 ) -> Tensor:
     first = logits[0]
-    name = dispatch.resolve(backend, first.device.type, first.dtype)
+    resolve = dispatch.resolve_gradients if normaliser else dispatch.resolve
+    name = resolve(backend, first.device.type, first.dtype)
     rows = dispatch.load(name).score_rows
+    # Said only when asked for: a backend without gradients need not know the word.
+    more = {"normaliser": True} if normaliser else {}
+    channels = NORMALISED_CHANNELS if normaliser else SCORE_CHANNELS
     if name == "torch" and first.device.type == "cpu":
         layout.check_ids(ids, active, first.shape[-1])
     lead, result = ids.shape, None
     for index, blocks in layout.row_blocks(*logits):
         shape = blocks[0].shape
-        per_row = temperature if isinstance(temperature, float) else _block(temperature, index, shape)
-        wide, live = _block(ids, index, shape).long(), _block(active, index, shape)
+        per_row = temperature if isinstance(temperature, float) else as_block(temperature, index, shape)
+        wide, live = as_block(ids, index, shape).long(), as_block(active, index, shape)
         try:
-            block = rows(blocks, wide, live, temperature=per_row, entropy=entropy)
+            block = rows(blocks, wide, live, temperature=per_row, entropy=entropy, **more)
         except IndexError:
             layout.check_ids(ids, active, first.shape[-1])  # names the place in the caller's shape
             raise
         if index == ():
-            return block.view(len(logits), SCORE_CHANNELS, *lead)
+            return block.view(len(logits), channels, *lead)
         if result is None:
-            result = block.new_empty((len(logits), SCORE_CHANNELS, *lead))
+            result = block.new_empty((len(logits), channels, *lead))
         target = result.movedim((0, 1), (-2, -1))[index]
-        target.copy_(block.view(len(logits), SCORE_CHANNELS, *target.shape[:-2]).movedim((0, 1), (-2, -1)))
-    return first.new_zeros((len(logits), SCORE_CHANNELS, *lead), dtype=_wide(first)) if result is None else result
+        target.copy_(block.view(len(logits), channels, *target.shape[:-2]).movedim((0, 1), (-2, -1)))
+    return first.new_zeros((len(logits), channels, *lead), dtype=_wide(first)) if result is None else result
 
 
-def _block(x: Tensor, index: layout.Index, shape: torch.Size) -> Tensor:
+def as_block(x: Tensor, index: layout.Index, shape: torch.Size) -> Tensor:
     x = (x[index] if index else x).reshape(shape[0], shape[1])
     return x if x.is_contiguous() else x.contiguous()
 
@@ -116,7 +127,7 @@ def _score_op(
     backend: str,
 ) -> Tensor:
     how = temperature if temperatures is None else temperatures
-    return _score_rows(logits, ids, active, how, entropy, backend)
+    return compute_scores(logits, ids, active, how, entropy, backend)
 
 
 @_score_op.register_fake

@@ -132,7 +132,7 @@ def scale_rows(rows: Tensor, factor: Tensor) -> None:
         return
     size = max(1, _CHUNK_ELEMENTS // rows.shape[-1])
     for part in rows.unbind(0):
-        for chunk in part.split(size):
+        for chunk in torch.split(part, size):
             chunk.copy_(chunk.to(factor.dtype) * factor)
 
 

@@ -1,0 +1,192 @@
+"""Derivatives of the row statistics for autograd: as functions in eager calls, through custom ops elsewhere.
+
+In place means into the memory of the logits; their version counter says so, and what else needs them then raises.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stepopsd.ops import gradient_ops as ops
+from stepopsd.ops import registry
+from stepopsd.ops.registry import SCORE_CHANNELS, traced
+
+Rows = tuple[Tensor, Tensor, Tensor]
+
+
+def differentiable_scores(
+    logits: Tensor,
+    ids: Tensor,
+    active: Tensor,
+    temperature: float | Tensor,
+    entropy: bool,
+    inplace: bool,
+    backend: str,
+) -> Rows:
+    """Log-prob, log-sum-exp and entropy (...) of logits (..., V), each of which carries the gradient."""
+    refuse_transforms("token_logprobs")
+    if traced(logits, ids, active):
+        number, per_row = _split(temperature)
+        scored = ops.scores_op(logits, ids, active, number, per_row, entropy, backend)
+        return scored[0], scored[1], scored[2]
+    if inplace:
+        check_overwritable("inplace_backward", logits)
+    rows: Rows = _apply(_Scores, logits, ids, active, temperature, entropy, inplace, backend)
+    return rows
+
+
+def normalised_scores(
+    logits: Tensor, ids: Tensor, active: Tensor, temperature: float | Tensor, entropy: bool, backend: str
+) -> Tensor:
+    """(5, ...) log-prob, log-sum-exp, entropy, peak and log-mass of logits (..., V), detached."""
+    with torch.no_grad():
+        if not traced(logits, ids, active):
+            return registry.compute_scores([logits], ids, active, temperature, entropy, backend, normaliser=True)[0]
+        scored: Tensor = ops.scores_op(logits, ids, active, *_split(temperature), entropy, backend)
+    return scored
+
+
+def gradient_rows(
+    logits: Tensor,
+    ids: Tensor,
+    active: Tensor,
+    normaliser: Tensor,
+    coefficients: Tensor,
+    temperature: float | Tensor,
+    backend: str,
+    *,
+    inplace: bool,
+) -> Tensor:
+    """(..., V) gradient of logits (..., V), detached, from a, b and c (3, ...); see ``dispatch.Backend``."""
+    with torch.no_grad():
+        if not traced(logits, ids, active, coefficients):
+            return ops.compute_gradient(logits, ids, active, normaliser, coefficients, temperature, backend, inplace)
+        number, per_row = _split(temperature)
+        rows: Tensor = ops.gradient_op(logits, ids, active, normaliser, coefficients, number, per_row, backend)
+    return rows
+
+
+def with_gradient(logits: Tensor, value: Tensor, gradient: Tensor, backend: str) -> Tensor:
+    """0-d ``value`` whose derivative by ``logits`` is ``gradient``; backward scales that in place and hands it out."""
+    if traced(logits, value, gradient):
+        result: Tensor = ops.value_op(logits, value, gradient, backend)
+    else:
+        result = _apply(_Value, logits, value, gradient, backend)
+    return result
+
+
+def check_overwritable(option: str, logits: Tensor) -> None:
+    """Raise unless the memory of ``logits`` may take their gradient."""
+    owner = logits if logits._base is None else logits._base
+    if owner.is_leaf and owner.requires_grad:
+        raise ValueError(
+            f"{option} must be False for logits that are a leaf, or a view of one: their values would be lost"
+        )
+    reach = 1
+    for stride, size in sorted((s, n) for n, s in zip(logits.shape, logits.stride(), strict=True) if n > 1):
+        if stride < reach:
+            raise ValueError(f"{option} must be False for logits that overlap in memory, got strides {logits.stride()}")
+        reach = stride * size
+
+
+def refuse_transforms(op: str) -> None:
+    """Raise inside torch.func transforms: an op with a derivative of its own has no rule for them."""
+    if not torch.compiler.is_compiling() and registry.functorch_level() is not None:
+        raise RuntimeError(f"{op} has no rule for torch.func transforms (grad, vmap, jvp, ...); use torch.autograd")
+
+
+class _Scores(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        ids: Tensor,
+        active: Tensor,
+        temperature: float | Tensor,
+        entropy: bool,
+        inplace: bool,
+        backend: str,
+    ) -> Rows:
+        scored = registry.compute_scores([logits], ids, active, temperature, entropy, backend, normaliser=True)[0]
+        number, per_row = _split(temperature)
+        ctx.save_for_backward(logits, ids, active, scored, per_row)
+        ctx.options = number, backend, inplace
+        ctx.set_materialize_grads(False)
+        logprobs, lse, spread = (x.clone() for x in scored[:SCORE_CHANNELS])
+        if not entropy:
+            ctx.mark_non_differentiable(spread)
+        return logprobs, lse, spread
+
+    @staticmethod
+    def backward(
+        ctx: Any, logprob: Tensor | None, lse: Tensor | None, spread: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        logits, ids, active, scored, per_row = _saved(
+            ctx, "token_logprobs: the logits were changed in place after the forward, or a backward with "
+            "inplace_backward=True has overwritten them with their gradient"
+        )  # fmt: skip
+        number, backend, inplace = ctx.options
+        with torch.no_grad():
+            gradient = ops.compute_gradient(
+                logits, ids, active, scored[SCORE_CHANNELS:], ops.coefficients(logprob, lse, spread, scored[2]),
+                number if per_row is None else per_row, backend, inplace,
+            )  # fmt: skip
+        return _only_once(gradient, logits, logprob, lse, spread), *[None] * 6
+
+
+class _Value(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, value: Tensor, gradient: Tensor, backend: str) -> Tensor:
+        result = value.clone()
+        ctx.save_for_backward(gradient, result)
+        ctx.backend = backend
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        gradient, result = _saved(
+            ctx, "the gradient of this loss is gone: a backward through it has handed it out already, or the logits "
+            "that held it (inplace=True) were changed in place"
+        )  # fmt: skip
+        with torch.no_grad():
+            ops.scale_in_place(gradient, upstream, ctx.backend)
+        return _only_once(gradient, result, upstream), None, None, None
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *sources: Tensor | None) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError(ops.SECOND)
+
+
+def _only_once(gradient: Tensor, *sources: Tensor | None) -> Tensor:
+    """``gradient``; when a graph of it is asked for, differentiating it raises instead of giving a wrong 0."""
+    if not torch.is_grad_enabled():
+        return gradient
+    once: Tensor = _apply(_Once, gradient, *sources)
+    return once
+
+
+def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
+    return function.apply(*arguments)  # type: ignore[no-untyped-call]
+
+
+def _saved(ctx: Any, message: str) -> tuple[Any, ...]:
+    try:
+        tensors: tuple[Any, ...] = ctx.saved_tensors
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise RuntimeError(message) from error
+    return tensors
+
+
+def _split(temperature: float | Tensor) -> tuple[float, Tensor | None]:
+    return (1.0, temperature) if isinstance(temperature, Tensor) else (temperature, None)
