@@ -6,17 +6,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stepopsd.ops.linear import linear_shape_advantages, linear_token_logprobs
     from stepopsd.ops.logprobs import TokenLogprobs, token_logprobs
     from stepopsd.ops.shaping import ShapedAdvantages, shape_advantages, step_segments
 
 __version__ = "0.1.0"
 __all__ = [
-    "ShapedAdvantages", "TokenLogprobs", "__version__", "shape_advantages", "step_segments", "token_logprobs",
+    "ShapedAdvantages", "TokenLogprobs", "__version__", "linear_shape_advantages", "linear_token_logprobs",
+    "shape_advantages", "step_segments", "token_logprobs",
 ]  # fmt: skip
 
 _HOMES = {
     "ShapedAdvantages": "shaping", "shape_advantages": "shaping", "step_segments": "shaping",
     "TokenLogprobs": "logprobs", "token_logprobs": "logprobs",
+    "linear_shape_advantages": "linear", "linear_token_logprobs": "linear",
 }  # fmt: skip
 
 
