@@ -73,7 +73,7 @@ def bench(
 
 def _measured(cases: list[Case], device: str, compiled: bool) -> dict[str, Any]:
     report: dict[str, Any] = {**machine.describe(device), "cases": [], "absent": {}}
-    report["limits"] = ceilings(device, size=1 << 30)
+    report["limits"] = ceilings(device)
     for case in cases:
         entrants = field(case, device, compiled=compiled)
         record = measure(case, device, entrants, QUICK)

@@ -40,16 +40,16 @@ def _cpu_read() -> Callable[[list[torch.Tensor]], object]:
     return lambda tensors: [as_words(x).amax() for x in tensors]
 
 
-def ceilings(device: str, *, size: int = 4 << 30) -> dict[str, float]:
+def ceilings(device: str, *, size: int | None = None) -> dict[str, float]:
     """Bytes per second of a large copy (read plus written bytes) and of a large read on ``device``.
 
     Args:
         device: ``cpu`` or ``cuda``.
-        size: Bytes of the buffer; less where memory is short.
+        size: Bytes of the buffer, far beyond the cache; 4 GiB and 256 MiB where not given, less where memory is short.
     """
     from stepopsd.experiments.bench.memory import free_memory
 
-    size = min(size if device == "cuda" else size // 16, free_memory(device) // 4)
+    size = min(size or (4 << 30 if device == "cuda" else 256 << 20), free_memory(device) // 4)
     source = torch.ones(size // 4, dtype=torch.int32, device=device)
     target = torch.empty_like(source)
     read = _cuda_read() if device == "cuda" else _cpu_read()

@@ -39,7 +39,8 @@ def draw_roofline(report: dict[str, Any], path: Path) -> Path | None:
         axis.set_ylim(bottom=0)
         axis.set_xlabel("rows N")
         axis.set_ylabel("GB/s of logits")
-        axis.set_title(theme.plain(f"{op}, V = {vocab:,}, {dtype}: {report['chip']}, {report['date']}"))
+        threads = f", threads: {report['threads']}" if report.get("threads") else ""
+        axis.set_title(theme.plain(f"{op}, V = {vocab:,}, {dtype}: {report['chip']}{threads}, {report['date']}"))
         theme.legend_below(sheet, handles)
     return theme.save(sheet, path)
 
