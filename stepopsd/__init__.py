@@ -8,17 +8,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stepopsd.ops.linear import linear_shape_advantages, linear_token_logprobs
     from stepopsd.ops.logprobs import TokenLogprobs, token_logprobs
+    from stepopsd.ops.losses import aggregation_weights
+    from stepopsd.ops.policy_loss import LossMetrics, PolicyLoss, grpo_loss
+    from stepopsd.ops.shape_and_loss import shape_and_loss
     from stepopsd.ops.shaping import ShapedAdvantages, shape_advantages, step_segments
 
 __version__ = "0.1.0"
 __all__ = [
-    "ShapedAdvantages", "TokenLogprobs", "__version__", "linear_shape_advantages", "linear_token_logprobs",
-    "shape_advantages", "step_segments", "token_logprobs",
+    "LossMetrics", "PolicyLoss", "ShapedAdvantages", "TokenLogprobs", "__version__", "aggregation_weights", "grpo_loss",
+    "linear_shape_advantages", "linear_token_logprobs", "shape_advantages", "shape_and_loss", "step_segments",
+    "token_logprobs",
 ]  # fmt: skip
 
 _HOMES = {
     "ShapedAdvantages": "shaping", "shape_advantages": "shaping", "step_segments": "shaping",
     "TokenLogprobs": "logprobs", "token_logprobs": "logprobs",
+    "LossMetrics": "policy_loss", "PolicyLoss": "policy_loss", "grpo_loss": "policy_loss",
+    "aggregation_weights": "losses", "shape_and_loss": "shape_and_loss",
     "linear_shape_advantages": "linear", "linear_token_logprobs": "linear",
 }  # fmt: skip
 

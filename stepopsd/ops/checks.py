@@ -151,6 +151,12 @@ def rows(name: str, x: torch.Tensor, shape: torch.Size, device: torch.device) ->
     same_device(name, x, device)
 
 
+def constant(name: str, x: object) -> None:
+    """Raise where a gradient is asked for something that gets none."""
+    if isinstance(x, torch.Tensor) and x.requires_grad:
+        raise ValueError(f"{name} must not require a gradient: it gets none")
+
+
 def same_device(name: str, x: torch.Tensor, device: torch.device) -> None:
     """Raise ValueError unless ``x`` lies on ``device``."""
     if x.device != device:

@@ -112,7 +112,7 @@ def shape_advantages(
     dtype = checks.logprobs(student, teacher) if ids is None else checks.logits_pair(student, teacher)
     lead, device = student.shape if ids is None else student.shape[:-1], student.device
     checks.advantages(advantages, lead, device, dtype)
-    active = _active(step_ids, lead, device)
+    active = step_mask(step_ids, lead, device)
     trajectories = None if trajectory_ids is None else checks.trajectories(trajectory_ids, lead, device)
     budget = step_norm != "none" and lambda_mix > 0
     if segments is not None:
@@ -140,7 +140,8 @@ def shape_advantages(
     return ShapedAdvantages(shaped, weights, delta, s_logp, t_logp, entropies, scale, ShapingStats(packed))
 
 
-def _active(step_ids: Tensor | None, lead: torch.Size, device: torch.device) -> Tensor:
+def step_mask(step_ids: Tensor | None, lead: torch.Size, device: torch.device) -> Tensor:
+    """(...) bool, the tokens of steps; all of them without step ids."""
     if step_ids is None:
         return torch.ones(lead, dtype=torch.bool, device=device)
     checks.integers("step_ids", step_ids)
