@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stepopsd.ops.gradient_ops import coefficients
 from stepopsd.ops.linear_head import Head
 from stepopsd.ops.linear_rows import Chunks, Gradients, Tokens
+from stepopsd.ops.registry import NORMALISED_CHANNELS, SCORE_CHANNELS
 
-PLAIN_CHANNELS = 3  # log-prob, log-sum-exp, entropy
-CHANNELS = 5  # ... peak, log-mass of the row: what a backward needs to find the probabilities again
+SECOND = "the hidden-state ops have no second derivative: their gradient cannot be differentiated"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,10 @@ def _chunks(
     return Chunks(hidden, head, tokens, how, compute, chunk_rows, backend, differentiable=differentiable)
 
 
+def _channels(normaliser: bool) -> int:
+    return NORMALISED_CHANNELS if normaliser else SCORE_CHANNELS
+
+
 def _row_dtype(hidden: Tensor) -> torch.dtype:
     return torch.float64 if hidden.dtype == torch.float64 else torch.float32
 
@@ -104,8 +109,7 @@ def _score_op(
         hidden, weight, bias, tokens, temperature, temperatures, operand, fp32_logits, chunk_rows, backend,
         differentiable=normaliser,
     )  # fmt: skip
-    channels = CHANNELS if normaliser else PLAIN_CHANNELS
-    rows = hidden.new_empty((channels, chunks.count), dtype=_row_dtype(hidden))
+    rows = hidden.new_empty((_channels(normaliser), chunks.count), dtype=_row_dtype(hidden))
     for chunk in chunks:
         _, logits = chunks.logits(chunk)
         rows[:, chunk] = chunks.score(logits, chunk, entropy=entropy, normaliser=normaliser)
@@ -130,7 +134,7 @@ def _(
     chunk_rows: int,
     backend: str,
 ) -> Tensor:
-    return hidden.new_empty((CHANNELS if normaliser else PLAIN_CHANNELS, *ids.shape), dtype=_row_dtype(hidden))
+    return hidden.new_empty((_channels(normaliser), *ids.shape), dtype=_row_dtype(hidden))
 
 
 @torch.library.custom_op("stepopsd::linear_score_backward", mutates_args=())
@@ -201,32 +205,27 @@ def _fake_gradients(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    hidden, weight, bias, ids, active, index, live, temperature, temperatures, _, normaliser, *options = inputs
+    hidden, weight, bias, ids, active, index, live, temperature, temperatures, entropy, normaliser, *options = inputs
     if not normaliser:
         raise RuntimeError("the rows must be scored with their normaliser where a gradient is asked for")
     ctx.save_for_backward(hidden, weight, bias, ids, active, index, live, temperatures, output)
-    ctx.temperature, ctx.options = temperature, options
+    ctx.temperature, ctx.entropy, ctx.options = temperature, entropy, options
 
 
 def _score_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     *head, ids, active, index, live, temperatures, rows = ctx.saved_tensors
     wanted = list(ctx.needs_input_grad[:3])
+    abc = coefficients(grad[0], grad[1], grad[2] if ctx.entropy else None, rows[2])
     found = _score_backward_op(
-        *head, ids, active, index, live, rows[PLAIN_CHANNELS:], score_coefficients(grad, rows), ctx.temperature,
-        temperatures, wanted, *ctx.options,
+        *head, ids, active, index, live, rows[SCORE_CHANNELS:], abc, ctx.temperature, temperatures, wanted,
+        *ctx.options,
     )  # fmt: skip
     return *(x if want else None for x, want in zip(found, wanted, strict=True)), *[None] * 12
 
 
-def score_coefficients(grad: Tensor, rows: Tensor) -> Tensor:
-    """(3, ...) a, b, c of ``gradient_rows`` from the gradients (5, ...) of the rows (5, ...)."""
-    logprob, lse, entropy = grad[:PLAIN_CHANNELS]
-    return torch.stack((logprob, lse - logprob - entropy * rows[2], -entropy))
-
-
-def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError("the gradient of a hidden-state op cannot be differentiated again; call it without create_graph")
+def _refuse_second(ctx: Any, *grads: Tensor) -> None:
+    raise RuntimeError(SECOND)
 
 
 torch.library.register_autograd("stepopsd::linear_score", _score_backward, setup_context=_keep)
-torch.library.register_autograd("stepopsd::linear_score_backward", _no_second_derivative)
+torch.library.register_autograd("stepopsd::linear_score_backward", _refuse_second)
