@@ -45,6 +45,7 @@ class Backend(Protocol):
 
         ``normaliser`` asks for (K, 5, B, R); the last two channels, peak and log-mass, are what ``gradient_rows`` of
         the same backend needs: Σ_j 2^(x_j·log2(e)/T - peak) = 2^log_mass, with a finite peak about the row's maximum.
+        In a row of -inf only the log-mass is -inf; where a logit is NaN or +inf it is NaN.
         """
 
     def gradient_rows(

@@ -74,6 +74,8 @@ def _row_statistics(logits: Tensor, ids: Tensor, temperature: float | Tensor, en
     highest = (top.double() / temperature)[:, 0] / math.log(2)
     peak = highest.to(logits.dtype)
     mass = total.log2() + (highest - peak).to(logits.dtype)
+    nothing = top[:, 0] == -math.inf
+    peak, mass = peak.where(~nothing, 0), mass.where(~nothing, -math.inf)
     if not entropy:
         return logp, lse, torch.zeros_like(logp), peak, mass
     # exp(-inf) is 0, and 0 * -inf would be NaN; the floor keeps NaN rows NaN.
