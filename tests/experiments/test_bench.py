@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -179,13 +180,25 @@ def test_short_calls_fill_a_sample() -> None:
     assert len(calls) > 100
 
 
-def test_extra_memory_is_the_peak_beyond_the_inputs() -> None:
+@pytest.mark.parametrize("native", [False, True])
+def test_extra_memory_is_the_peak_beyond_the_inputs(native: bool) -> None:
     x = torch.ones(1 << 24)
     for call, want in ((lambda: x.sum(), 0), (lambda: x.exp(), 64), (lambda: x.exp().exp() * 2, 128)):
         call()
-        got = extra_memory("cpu", call)
+        got = extra_memory("cpu", call, native=native)
         assert got is None or abs(got / 2**20 - want) < 8
     assert free_memory("cpu") > cache_bytes("cpu") > 0
+
+
+def test_native_memory_counts_too(capfd: pytest.CaptureFixture[str]) -> None:
+    def beside_torch() -> None:
+        np.ones(1 << 23).sum()
+
+    beside_torch()
+    assert extra_memory("cpu", beside_torch) == 0
+    seen = extra_memory("cpu", beside_torch, native=True)
+    assert seen is None or abs(seen / 2**20 - 64) < 8
+    assert capfd.readouterr().err == ""
 
 
 def test_the_limits_of_the_memory_are_bandwidths() -> None:

@@ -67,7 +67,8 @@ def measure(case: Case, device: str, field: Field, settings: Settings) -> dict[s
         record["clocks"] = machine.clocks_under(lambda: calls[READ](0))
     for name, run in runs.items():
         if name != READ:
-            results[name]["extra_bytes"] = extra_memory(device, functools.partial(run, inputs[0]))
+            call = functools.partial(run, inputs[0])
+            results[name]["extra_bytes"] = extra_memory(device, call, native=results[name]["ours"])
     return {**record, "results": list(results.values())}
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,11 +41,16 @@ def cache_bytes(device: str) -> int:
     return max(sizes)
 
 
-def extra_memory(device: str, call: Callable[[], object]) -> int | None:
+def extra_memory(device: str, call: Callable[[], object], *, native: bool = False) -> int | None:
     """Peak bytes that a call allocates beyond what is there; call it once before.
 
-    On CUDA from torch's allocator; on Linux CPUs from the peak of resident memory, so that it covers native code too
-    (to within about a hundred KiB). None where the system does not tell.
+    Args:
+        device: ``cpu`` or ``cuda``.
+        call: What is measured.
+        native: On a CPU, look at the peak of resident memory too, which native code does not get past.
+
+    Returns:
+        From torch's allocator; None where native memory is asked for and the system does not tell.
     """
     if device == "cuda":
         torch.cuda.synchronize()
@@ -51,6 +59,42 @@ def extra_memory(device: str, call: Callable[[], object]) -> int | None:
         call()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
+    allocated = _allocator_peak(call)
+    if not native:
+        return allocated
+    resident = _resident_peak(call)
+    return None if resident is None else max(allocated, resident)
+
+
+def _allocator_peak(call: Callable[[], object]) -> int:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with _no_stderr(), torch.profiler.profile(activities=activities, profile_memory=True) as run:
+        call()
+    results: Any = run.profiler.kineto_results
+    changes = [event for event in results.events() if event.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(changes, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+@contextlib.contextmanager
+def _no_stderr() -> Iterator[None]:
+    """The profiler writes lines to the process's standard error that no setting turns off."""
+    sys.stderr.flush()
+    saved, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nothing)
+
+
+def _resident_peak(call: Callable[[], object]) -> int | None:
+    """Growth of the process's resident memory, to within about a hundred KiB."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)  # or memory that malloc kept would be used and not seen
