@@ -29,11 +29,12 @@ fi
 
 # The native module and its CUDA kernels, next to the sources.
 build() {
-    if ! command -v "${NVCC:-nvcc}" >/dev/null; then
-        skip "no nvcc on PATH: the cuda backend is not built; Triton and torch go on without it"
+    local nvcc=${NVCC:-$(command -v nvcc || echo "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc")}
+    if ! command -v "$nvcc" >/dev/null; then
+        skip "no nvcc (looked in PATH and ${CUDA_HOME:-/usr/local/cuda}): the cuda backend is not built"
         return
     fi
-    STEPOPSD_BUILD=native STEPOPSD_CUDA=1 "$python" setup.py build_ext --inplace &&
+    STEPOPSD_BUILD=native STEPOPSD_CUDA=1 "$python" csrc/build_native.py &&
         "$python" -c 'from stepopsd.ops import dispatch
 reason = dispatch.unavailable("cuda", "cuda")
 raise SystemExit(f"built, but the cuda backend is not available: {reason}" if reason else 0)'

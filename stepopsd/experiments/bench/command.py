@@ -112,7 +112,9 @@ def footer(report: dict[str, Any]) -> str:
     """The limits, what the columns mean, and who did not take part."""
     limits, figure = report["limits"], "median" if report["device"] == "cuda" else "minimum"
     where = f"{report['chip']}" + (f", threads: {report['threads']}" if report["device"] == "cpu" else "")
+    busy = report.get("load", 0) > 0.5
     lines = [
+        *([f"The machine was busy (load {report['load']:.1f}): times may be too long."] if busy else []),
         f"{where}: a large copy moves {limits['copy'] / 1e9:,.1f} GB/s, a large read {limits['read'] / 1e9:,.1f} GB/s.",
         f"time: {figure} of interleaved samples, ±: half their quartile range. of read: share of the speed of reading",
         "the same bytes and nothing else. speed-up: over eager log_softmax. off by: largest difference from float64.",
