@@ -17,7 +17,7 @@ from stepopsd.ops.linear_rows import Tokens
 from stepopsd.ops.logprobs import TokenLogprobs
 from stepopsd.ops.results import ShapedAdvantages
 from stepopsd.ops.segments import StepSegments
-from stepopsd.ops.shaping import shape_advantages
+from stepopsd.ops.shaping import shape_advantages, step_mask
 
 
 def linear_token_logprobs(
@@ -146,11 +146,7 @@ def linear_shape_advantages(
         checks.same_device(name, x, student_hidden.device)
     checks.token_ids(token_ids, lead, device)
     temperature = checks.temperature(temperature, lead, device)
-    mask = None
-    if step_ids is not None:
-        checks.integers("step_ids", step_ids)
-        checks.rows("step_ids", step_ids, lead, device)
-        mask = step_ids >= 0
+    mask = None if step_ids is None else step_mask(step_ids, lead, device)
     tokens = _tokens(token_ids, mask, max_active)
     models = (
         (teacher_hidden, teacher_weight, teacher_bias),
