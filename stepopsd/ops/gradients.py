@@ -5,10 +5,12 @@ In place means into the memory of the logits; their version counter says so, and
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from stepopsd.ops import gradient_ops as ops
 from stepopsd.ops import registry
@@ -27,7 +29,6 @@ def differentiable_scores(
     backend: str,
 ) -> Rows:
     """Log-prob, log-sum-exp and entropy (...) of logits (..., V), each of which carries the gradient."""
-    refuse_transforms("token_logprobs")
     if traced(logits, ids, active):
         number, per_row = _split(temperature)
         scored = ops.scores_op(logits, ids, active, number, per_row, entropy, backend)
@@ -69,10 +70,13 @@ def gradient_rows(
     return rows
 
 
-def with_gradient(logits: Tensor, value: Tensor, gradient: Tensor, backend: str) -> Tensor:
-    """0-d ``value`` whose derivative by ``logits`` is ``gradient``; backward scales that in place and hands it out."""
-    if traced(logits, value, gradient):
-        result: Tensor = ops.value_op(logits, value, gradient, backend)
+def with_gradient(logits: Tensor, value: Tensor, gradient: Callable[[], Tensor], backend: str) -> Tensor:
+    """0-d ``value`` whose derivative by ``logits`` is what ``gradient`` returns, maybe in the memory of the logits.
+
+    The backward scales that in place and hands it out; with ``retain_graph`` it does so with a copy.
+    """
+    if traced(logits, value):
+        result: Tensor = ops.value_op(logits, value, gradient(), backend)
     else:
         result = _apply(_Value, logits, value, gradient, backend)
     return result
@@ -92,10 +96,12 @@ def check_overwritable(option: str, logits: Tensor) -> None:
         reach = stride * size
 
 
-def refuse_transforms(op: str) -> None:
-    """Raise inside torch.func transforms: an op with a derivative of its own has no rule for them."""
-    if not torch.compiler.is_compiling() and registry.functorch_level() is not None:
-        raise RuntimeError(f"{op} has no rule for torch.func transforms (grad, vmap, jvp, ...); use torch.autograd")
+def refuse_transforms(op: str, logits: Tensor) -> None:
+    """Raise inside torch.func transforms and forward-mode differentiation, for which the ops have no rules."""
+    if torch.compiler.is_compiling():
+        return
+    if registry.functorch_level() is not None or forward_ad.unpack_dual(logits).tangent is not None:
+        raise RuntimeError(f"{op} has no rule for torch.func transforms and forward-mode derivatives; use torch.autograd")
 
 
 class _Scores(torch.autograd.Function):
@@ -139,21 +145,28 @@ class _Scores(torch.autograd.Function):
 
 class _Value(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, value: Tensor, gradient: Tensor, backend: str) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, value: Tensor, gradient: Callable[[], Tensor], backend: str) -> Tensor:
         result = value.clone()
-        ctx.save_for_backward(gradient, result)
+        # Made here, where the edge to the logits exists: PyTorch may refuse one to a view whose memory has changed.
+        ctx.save_for_backward(gradient(), result)
         ctx.backend = backend
         return result
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         gradient, result = _saved(
-            ctx, "the gradient of this loss is gone: a backward through it has handed it out already, or the logits "
-            "that held it (inplace=True) were changed in place"
+            ctx, "the gradient of this loss is gone: the logits that held it (inplace=True) were changed in place, or "
+            "a backward through the loss has handed it out already"
         )  # fmt: skip
         with torch.no_grad():
+            if _graph_is_kept():
+                gradient = gradient.clone()
             ops.scale_in_place(gradient, upstream, ctx.backend)
         return _only_once(gradient, result, upstream), None, None, None
+
+
+# Whether this backward runs with retain_graph; where PyTorch does not say, a second backward raises.
+_graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: False)
 
 
 class _Once(torch.autograd.Function):

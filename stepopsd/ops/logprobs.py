@@ -63,7 +63,7 @@ def token_logprobs(
         TypeError: A dtype that is not allowed.
         IndexError: An id outside [0, V) where not masked, on CPU.
         RuntimeError: In the backward, where the logits were changed in place before it; a second derivative; a
-            gradient inside ``torch.func`` transforms.
+            call inside ``torch.func`` transforms.
 
     A row with a NaN or +inf logit, or with -inf only, gives NaN in that row alone; so does an id outside [0, V) on a
     GPU, for its log-prob. Masked tokens get a gradient of exactly 0, whatever their logits hold.
@@ -79,6 +79,7 @@ def token_logprobs(
     if mask is None:
         mask = torch.ones(lead, dtype=torch.bool, device=device)
     checks.mask(mask, lead, device)
+    gradients.refuse_transforms("token_logprobs", logits)
     if logits.requires_grad and torch.is_grad_enabled():
         checks.constant("temperature", temperature)
         logprobs, lse, spread = gradients.differentiable_scores(

@@ -88,7 +88,7 @@ def loss_options(
         raise ValueError(f"dual_clip must be 0 with loss {loss!r} (it clips no surrogate), got {dual_clip}")
     if not 0 <= kl_coef < math.inf:
         raise ValueError(f"kl_coef must be finite and at least 0, got {kl_coef}")
-    if not math.isfinite(entropy_coef):
+    if not -math.inf < entropy_coef < math.inf:
         raise ValueError(f"entropy_coef must be finite, got {entropy_coef}")
     low, high = low if clip_low is None else clip_low, high if clip_high is None else clip_high
     return LossOptions(loss, float(low), float(high), float(dual_clip), float(kl_coef), float(entropy_coef))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -51,7 +52,7 @@ class PolicyLoss:
     """Result of ``grpo_loss``; float32 (float64 for float64 logits).
 
     Attributes:
-        loss: 0-d; the only one that carries a gradient, for one backward.
+        loss: 0-d; the only one that carries a gradient.
         logprobs: (...) log-probs of the ids, 0 outside the mask.
         entropy: (...) entropies in nats, 0 outside the mask.
         metrics: Ratio, clip shares, divergences, entropy.
@@ -86,8 +87,8 @@ def grpo_loss(
 ) -> PolicyLoss:
     """Policy loss Σ weights·(surrogate + kl_coef·KL - entropy_coef·entropy), with its gradient made in the forward.
 
-    The rows of logits are read to score the tokens, and once more to write the gradient; ``backward`` multiplies that
-    by the upstream gradient on the device and hands it out, so it works once per call.
+    The rows of logits are read to score the tokens, and once more to write the gradient. The backward multiplies that
+    by the upstream gradient on the device and hands it out; with ``retain_graph`` it hands out a copy.
 
     Args:
         logits: (..., V) bf16, fp16, fp32 or fp64; any leading shape and row stride, V contiguous. (N, T, V), one
@@ -123,8 +124,8 @@ def grpo_loss(
             backend that is not available; ``inplace`` on a leaf, a view of one, or logits that overlap in memory.
         TypeError: A dtype that is not allowed.
         IndexError: An id outside [0, V) in the mask, on CPU.
-        RuntimeError: A second backward through one loss; a backward after the memory of the gradient was changed; a
-            second derivative; a gradient inside ``torch.func`` transforms.
+        RuntimeError: In the backward, where the logits that hold the gradient were changed in place before it; a second
+            derivative; a call inside ``torch.func`` transforms.
 
     A token whose row of logits is invalid (see ``token_logprobs``), or whose advantage or log-prob is NaN, makes the
     loss NaN, and the gradient in its row alone (``gspo``: in its sequence). Outside the mask the gradient is exactly 0.
@@ -187,10 +188,10 @@ def check_targets(
 
 
 def gradient_wanted(logits: Tensor, temperature: float | Tensor, inplace: bool) -> bool:
-    """Whether the gradient must be made; raise where it cannot be."""
+    """Whether the gradient must be made; raise where it cannot be, or not in place."""
+    gradients.refuse_transforms("a policy loss", logits)
     if not (logits.requires_grad and torch.is_grad_enabled()):
         return False
-    gradients.refuse_transforms("a policy loss")
     checks.constant("temperature", temperature)
     if inplace and not registry.traced(logits):
         gradients.check_overwritable("inplace", logits)
@@ -221,8 +222,9 @@ def loss_of_scores(
     value = terms.loss
     if wanted:
         abc = gradient_ops.coefficients(terms.logprob_slope, None, terms.entropy_slope, entropy)
-        gradient = gradients.gradient_rows(
-            logits, token_ids, mask, scored[registry.SCORE_CHANNELS :], abc, temperature, backend, inplace=inplace
-        )
+        gradient = functools.partial(
+            gradients.gradient_rows, logits, token_ids, mask, scored[registry.SCORE_CHANNELS :], abc, temperature,
+            backend, inplace=inplace,
+        )  # fmt: skip
         value = gradients.with_gradient(logits, value, gradient, backend)
     return PolicyLoss(value, logprobs, entropy, LossMetrics(terms.metrics))
