@@ -62,6 +62,7 @@ def shape_rows(
     records = torch.empty((len(STATISTICS), programs), dtype=torch.float64, device=device)
     ratio = step_norm == "equal_step_ratio" and segments is not None
     values = None if segments is None else torch.empty((1 + ratio, tokens), dtype=torch.float32, device=device)
+    # Zeroed for every call: a counter that outlived its call would tie captured graphs and streams to each other.
     arrived = torch.zeros(1, dtype=torch.int32, device=device)
     warp = 32 if torch.version.hip is None else 64
     tables = (None,) * 4 if segments is None else segments.tensors
