@@ -100,8 +100,9 @@ def refuse_transforms(op: str, logits: Tensor) -> None:
     """Raise inside torch.func transforms and forward-mode differentiation, for which the ops have no rules."""
     if torch.compiler.is_compiling():
         return
-    if registry.functorch_level() is not None or forward_ad.unpack_dual(logits).tangent is not None:
-        raise RuntimeError(f"{op} has no rule for torch.func transforms and forward-mode derivatives; use torch.autograd")
+    dual = forward_ad.unpack_dual(logits)  # type: ignore[no-untyped-call]
+    if registry.functorch_level() is not None or dual.tangent is not None:
+        raise RuntimeError(f"{op} has no rule for torch.func transforms and forward-mode derivatives")
 
 
 class _Scores(torch.autograd.Function):

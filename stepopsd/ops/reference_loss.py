@@ -165,6 +165,5 @@ def _aggregate(terms: Tensor, mask: Tensor, aggregation: str, budget: int, token
 
 
 def _wide(x: Tensor, like: Tensor | None = None) -> Tensor:
-    """``x`` in float64 where it, or ``like``, is in float64, else in float32."""
-    double = torch.float64 in (x.dtype, x.dtype if like is None else like.dtype)
-    return x.to(torch.float64 if double else torch.float32)
+    """``x`` in float64 where it, or ``like`` in its place, is in float64; else in float32."""
+    return x.to(torch.float64 if (x if like is None else like).dtype == torch.float64 else torch.float32)
