@@ -141,7 +141,7 @@ class _Scores(torch.autograd.Function):
                 logits, ids, active, scored[SCORE_CHANNELS:], ops.coefficients(logprob, lse, spread, scored[2]),
                 number if per_row is None else per_row, backend, inplace,
             )  # fmt: skip
-        return _only_once(gradient, logits, logprob, lse, spread), *[None] * 6
+        return only_once(gradient, logits, logprob, lse, spread), *[None] * 6
 
 
 class _Value(torch.autograd.Function):
@@ -163,7 +163,7 @@ class _Value(torch.autograd.Function):
             if _graph_is_kept():
                 gradient = gradient.clone()
             ops.scale_in_place(gradient, upstream, ctx.backend)
-        return _only_once(gradient, result, upstream), None, None, None
+        return only_once(gradient, result, upstream), None, None, None
 
 
 # Whether this backward runs with retain_graph; where PyTorch does not say, a second backward raises.
@@ -180,7 +180,7 @@ class _Once(torch.autograd.Function):
         raise RuntimeError(ops.SECOND)
 
 
-def _only_once(gradient: Tensor, *sources: Tensor | None) -> Tensor:
+def only_once(gradient: Tensor, *sources: Tensor | None) -> Tensor:
     """``gradient``; when a graph of it is asked for, differentiating it raises instead of giving a wrong 0."""
     if not torch.is_grad_enabled():
         return gradient

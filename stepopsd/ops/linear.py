@@ -11,9 +11,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from stepopsd.ops import checks, linear_ops, registry
-from stepopsd.ops.linear_ops import HeadOptions
-from stepopsd.ops.linear_rows import Tokens
+from stepopsd.ops import checks, linear_ops
+from stepopsd.ops.linear_inputs import check_head, choose_tokens, head_options
 from stepopsd.ops.logprobs import TokenLogprobs
 from stepopsd.ops.results import ShapedAdvantages
 from stepopsd.ops.segments import StepSegments
@@ -73,13 +72,13 @@ def linear_token_logprobs(
         >>> linear_token_logprobs(torch.randn(1, 8), head, torch.tensor([2])).logprobs.exp()
         tensor([0.2500])
     """
-    lead, device = _check_head("", hidden, weight, bias, fp32_logits), hidden.device
+    lead, device = check_head("", hidden, weight, bias, fp32_logits), hidden.device
     checks.token_ids(token_ids, lead, device)
     temperature = checks.temperature(temperature, lead, device)
     if mask is not None:
         checks.mask(mask, lead, device)
-    options = _options(hidden, weight, fp32_logits, chunk_rows, backend)
-    tokens = _tokens(token_ids, mask, max_active)
+    options = head_options(hidden, weight, fp32_logits, chunk_rows, backend)
+    tokens = choose_tokens(token_ids, mask, max_active)
     logprobs, lse, spread, *_ = linear_ops.score(hidden, weight, bias, tokens, temperature, entropy, options)
     return TokenLogprobs(logprobs, lse, spread if entropy else None)
 
@@ -136,8 +135,8 @@ def linear_shape_advantages(
         [1.0, 1.0, 1.0]
     """
     checks.options(alpha_clip, lambda_mix, weight_fn, step_norm)
-    lead, device = _check_head("student_", student_hidden, student_weight, student_bias, fp32_logits), token_ids.device
-    if _check_head("teacher_", teacher_hidden, teacher_weight, teacher_bias, fp32_logits) != lead:
+    lead, device = check_head("student_", student_hidden, student_weight, student_bias, fp32_logits), token_ids.device
+    if check_head("teacher_", teacher_hidden, teacher_weight, teacher_bias, fp32_logits) != lead:
         raise ValueError(
             f"teacher_hidden must have the leading shape of student_hidden {tuple(lead)}, "
             f"got {tuple(teacher_hidden.shape[:-1])}"
@@ -147,72 +146,18 @@ def linear_shape_advantages(
     checks.token_ids(token_ids, lead, device)
     temperature = checks.temperature(temperature, lead, device)
     mask = None if step_ids is None else step_mask(step_ids, lead, device)
-    tokens = _tokens(token_ids, mask, max_active)
-    models = (
+    tokens = choose_tokens(token_ids, mask, max_active)
+    scored = []
+    for hidden, weight, bias in (
         (teacher_hidden, teacher_weight, teacher_bias),
         (student_hidden, student_weight, student_bias),
-    )
-    teacher, student = (
-        linear_ops.score(*model, tokens, temperature, entropy, _options(*model[:2], fp32_logits, chunk_rows, backend))
-        for model in models
-    )
+    ):
+        options = head_options(hidden, weight, fp32_logits, chunk_rows, backend)
+        scored.append(linear_ops.score(hidden, weight, bias, tokens, temperature, entropy, options))
+    teacher, student = scored
     shaped = shape_advantages(
         None, None, None, advantages, step_ids, trajectory_ids=trajectory_ids, segments=segments,
         student_logprobs=student[0], teacher_logprobs=teacher[0], alpha_clip=alpha_clip, lambda_mix=lambda_mix,
         weight_fn=weight_fn, step_norm=step_norm, backend=backend,
     )  # fmt: skip
     return replace(shaped, entropies=(student[2], teacher[2])) if entropy else shaped
-
-
-def _tokens(ids: Tensor, mask: Tensor | None, max_active: int | None) -> Tokens:
-    """The tokens to compute; a mask is resolved here, once for forward and backward, unless someone traces."""
-    if max_active is not None and max_active < 0:
-        raise ValueError(f"max_active must be 0 or more, got {max_active}")
-    if mask is None or max_active is None:
-        tokens = Tokens(ids, mask, None, None)
-        return tokens if registry.traced(ids) else tokens.resolved()
-    flat = mask.reshape(-1)
-    index = flat.logical_not().byte().argsort(stable=True)[:max_active]
-    return Tokens(ids, mask, index, flat[index])
-
-
-def _options(hidden: Tensor, weight: Tensor, fp32_logits: bool, chunk_rows: int | None, backend: str) -> HeadOptions:
-    if chunk_rows is not None and chunk_rows < 1:
-        raise ValueError(f"chunk_rows must be at least 1, got {chunk_rows}")
-    return HeadOptions(_autocast(hidden, weight), fp32_logits, chunk_rows or 0, backend)
-
-
-def _autocast(hidden: Tensor, weight: Tensor) -> torch.dtype | None:
-    """The dtype to which autocast converts both, or None."""
-    kind = hidden.device.type
-    if not torch.is_autocast_enabled(kind) or torch.float64 in (hidden.dtype, weight.dtype):
-        return None
-    return torch.get_autocast_dtype(kind)
-
-
-def _check_head(prefix: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, fp32_logits: bool) -> torch.Size:
-    """The leading shape of the hidden states; raise unless they and the head fit each other."""
-    checks.floats(f"{prefix}hidden", hidden)
-    checks.floats(f"{prefix}weight", weight)
-    if hidden.ndim < 1 or hidden.shape[-1] < 1:
-        raise ValueError(f"{prefix}hidden must have shape (..., H) with H >= 1, got {tuple(hidden.shape)}")
-    if weight.ndim != 2 or weight.shape[1] != hidden.shape[-1] or weight.shape[0] < 1:
-        raise ValueError(
-            f"{prefix}weight must have shape (V, {hidden.shape[-1]}) with V >= 1, got {tuple(weight.shape)}"
-        )
-    checks.same_device(f"{prefix}weight", weight, hidden.device)
-    mixed = fp32_logits and torch.float64 not in (hidden.dtype, weight.dtype)
-    if weight.dtype != hidden.dtype and not mixed and _autocast(hidden, weight) is None:
-        raise TypeError(
-            f"{prefix}weight must have the dtype of {prefix}hidden {hidden.dtype}, or float32 logits be asked for with "
-            f"fp32_logits=True, got {weight.dtype}"
-        )
-    if bias is not None:
-        checks.floats(f"{prefix}bias", bias)
-        checks.same_device(f"{prefix}bias", bias, hidden.device)
-        if bias.shape != weight.shape[:1] or bias.dtype != weight.dtype:
-            raise ValueError(
-                f"{prefix}bias must have shape ({weight.shape[0]},) and dtype {weight.dtype}, got {tuple(bias.shape)} "
-                f"and {bias.dtype}"
-            )
-    return hidden.shape[:-1]

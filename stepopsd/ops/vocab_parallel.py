@@ -16,7 +16,6 @@ from typing import Any, ParamSpec, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from stepopsd.ops import checks, gradient_ops, gradients, losses, registry, shaping
 from stepopsd.ops.logprobs import TokenLogprobs
@@ -87,7 +86,9 @@ def token_logprobs(
     checks.token_ids(token_ids, lead, device)
     temperature = checks.temperature(temperature, lead, device)
     mask = loss_mask(mask, lead, device)
-    if gradient_wanted(logits, temperature, False):
+    gradients.refuse_transforms("token_logprobs", logits)
+    if logits.requires_grad and torch.is_grad_enabled():
+        checks.constant("temperature", temperature)
         if inplace_backward:
             gradients.check_overwritable("inplace_backward", logits)
         logprobs, lse, spread = _Scores.apply(  # type: ignore[no-untyped-call]
@@ -208,7 +209,7 @@ def grpo_loss(
     value = terms.loss
     if wanted:
         abc = gradient_ops.coefficients(terms.logprob_slope, None, terms.entropy_slope, entropy)
-        gradient = _gradient(logits, token_ids, mask, rows, abc, temperature, part, inplace, backend)
+        gradient = functools.partial(_gradient, logits, token_ids, mask, rows, abc, temperature, part, inplace, backend)
         value = gradients.with_gradient(logits, value, gradient, backend)
     return PolicyLoss(value, logprobs, entropy, LossMetrics(terms.metrics))
 
@@ -288,10 +289,10 @@ class _Scores(torch.autograd.Function):
         return logprobs, lse, spread
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, logprob: Tensor | None, lse: Tensor | None, spread: Tensor | None) -> tuple[Any, ...]:
         logits, ids, mask, rows, per_row = ctx.saved_tensors
         number, part, inplace, backend = ctx.options
         abc = gradient_ops.coefficients(logprob, lse, spread, rows[2])
         temperature = number if per_row is None else per_row
-        return _gradient(logits, ids, mask, rows, abc, temperature, part, inplace, backend), *[None] * 7
+        gradient = _gradient(logits, ids, mask, rows, abc, temperature, part, inplace, backend)
+        return gradients.only_once(gradient, logits, logprob, lse, spread), *[None] * 7
