@@ -88,7 +88,8 @@ def sequence_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tens
     current = _wide(logprobs).where(mask, 0)
     difference = current - _wide(old_logprobs.detach(), logprobs).where(mask, 0)
     mean = difference.detach().sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
-    return (mean + current - current.detach()).clamp(-_LIMIT, _LIMIT).exp()
+    own = (current - current.detach()).where(current.detach() != -torch.inf, 0)  # 0, but for its derivative
+    return (mean + own).clamp(-_LIMIT, _LIMIT).exp()
 
 
 def k3_divergence(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:

@@ -79,9 +79,14 @@ def reference_scores(
 
 
 def assert_gradient(
-    got: torch.Tensor, want: torch.Tensor, size: torch.Tensor, backend: BackendUnderTest, logits: torch.Tensor
+    got: torch.Tensor,
+    want: torch.Tensor,
+    size: torch.Tensor,
+    backend: BackendUnderTest,
+    logits: torch.Tensor,
+    roundings: int = 1,
 ) -> None:
-    """Within float32 of a row whose coefficients over T have this ``size``, and one rounding of the dtype.
+    """Within float32 of a row whose coefficients over T have this ``size``, and so many roundings to the dtype.
 
     The Triton interpreter rounds the product of an fma, which hardware does not: an error of the logits' size.
     """
@@ -90,7 +95,7 @@ def assert_gradient(
         relative += 2e-6 * float(logits.float().nan_to_num(0, 0, 0).abs().max())
     got = got.cpu().double()
     kind = torch.finfo(logits.dtype)
-    allowed = relative * size[..., None] + kind.eps * want.abs() + kind.smallest_normal * kind.eps
+    allowed = relative * size[..., None] + roundings * (kind.eps * want.abs() + kind.smallest_normal * kind.eps)
     over = ~((got - want).abs() <= allowed)
     assert not over.any(), f"error {(got - want)[over].abs().max():.3g} at {over.nonzero()[0].tolist()}"
 
