@@ -1,0 +1,127 @@
+// The instructions that the kernels name themselves, and the size of a thread block. Everything else is plain C++, so a
+// host compiler can run the same kernels on an emulated machine (tests/cuda_emulation).
+#pragma once
+
+#if defined(STEPOPSD_CUDA_EMULATION)
+#include <emulated_intrinsics.h>
+#else
+
+#include <cstdint>
+#include <cuda_runtime.h>
+
+namespace stepopsd::cuda {
+
+constexpr int kWarp = 32;
+constexpr int kScoreThreads = 128;
+constexpr int kShapeThreads = 256;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+// 16 bytes that no thread reads again.
+__device__ __forceinline__ uint4 load_once(const uint4* p) {
+  uint4 v;
+  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+  return v;
+}
+
+// 16 bytes that the neighbouring thread reads too, at about the same time.
+__device__ __forceinline__ uint4 load_twice(const uint4* p) {
+  uint4 v;
+  asm("ld.global.nc.L1::evict_first.v4.u32 {%0, %1, %2, %3}, [%4];"
+      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+  return v;
+}
+
+// One MUFU.EX2, within 2 ulp; results below the smallest normal number are 0. exp2f costs three more instructions.
+__device__ __forceinline__ float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// Two maxima in one instruction. A number beats NaN, except in max_nan_bf16x2, where NaN wins.
+__device__ __forceinline__ uint32_t max_bf16x2(uint32_t a, uint32_t b) {
+  uint32_t y;
+  asm("max.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+  return y;
+}
+__device__ __forceinline__ uint32_t max_nan_bf16x2(uint32_t a, uint32_t b) {
+  uint32_t y;
+  asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+  return y;
+}
+__device__ __forceinline__ uint32_t max_f16x2(uint32_t a, uint32_t b) {
+  uint32_t y;
+  asm("max.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+  return y;
+}
+
+__device__ __forceinline__ float f16_low(uint32_t word) {
+  float y;
+  asm("{.reg .b16 low, high; mov.b32 {low, high}, %1; cvt.f32.f16 %0, low;}" : "=f"(y) : "r"(word));
+  return y;
+}
+__device__ __forceinline__ float f16_high(uint32_t word) {
+  float y;
+  asm("{.reg .b16 low, high; mov.b32 {low, high}, %1; cvt.f32.f16 %0, high;}" : "=f"(y) : "r"(word));
+  return y;
+}
+
+// Two roundings side by side, each that of the scalar instruction; one instruction from sm_100 on.
+__device__ __forceinline__ float2 fma_pair(float2 a, float2 b, float2 c) {
+#if __CUDA_ARCH__ >= 1000
+  float2 y;
+  asm("{.reg .b64 a, b, c, y; mov.b64 a, {%2, %3}; mov.b64 b, {%4, %5}; mov.b64 c, {%6, %7};"
+      " fma.rn.f32x2 y, a, b, c; mov.b64 {%0, %1}, y;}"
+      : "=f"(y.x), "=f"(y.y) : "f"(a.x), "f"(a.y), "f"(b.x), "f"(b.y), "f"(c.x), "f"(c.y));
+  return y;
+#else
+  return make_float2(__fmaf_rn(a.x, b.x, c.x), __fmaf_rn(a.y, b.y, c.y));
+#endif
+}
+__device__ __forceinline__ float2 add_pair(float2 a, float2 b) {
+#if __CUDA_ARCH__ >= 1000
+  float2 y;
+  asm("{.reg .b64 a, b, y; mov.b64 a, {%2, %3}; mov.b64 b, {%4, %5}; add.rn.f32x2 y, a, b; mov.b64 {%0, %1}, y;}"
+      : "=f"(y.x), "=f"(y.y) : "f"(a.x), "f"(a.y), "f"(b.x), "f"(b.y));
+  return y;
+#else
+  return make_float2(__fadd_rn(a.x, b.x), __fadd_rn(a.y, b.y));
+#endif
+}
+
+__device__ __forceinline__ bool warp_any(bool x) { return __any_sync(kAllLanes, x); }
+
+// The block's shared memory as one T, which must need no constructor.
+template <class T>
+__device__ __forceinline__ T& block_shared() {
+  __shared__ T storage;
+  return storage;
+}
+
+// Thread-block clusters, from sm_90 on; the launcher asks for none below. All threads of the cluster arrive and wait;
+// what was written before cluster_arrive is visible after cluster_wait, unless the arrival was relaxed.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+__device__ __forceinline__ void cluster_arrive_relaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+}
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
+// Where the cluster's first block keeps what this block keeps at `shared`.
+template <class T>
+__device__ __forceinline__ T* in_first_block(T* shared) {
+  uint64_t there;
+  asm volatile("mapa.u64 %0, %1, 0;" : "=l"(there) : "l"(shared));
+  return reinterpret_cast<T*>(there);
+}
+#else
+__device__ __forceinline__ void cluster_arrive_relaxed() { __trap(); }
+__device__ __forceinline__ void cluster_arrive() { __trap(); }
+__device__ __forceinline__ void cluster_wait() { __trap(); }
+template <class T>
+__device__ __forceinline__ T* in_first_block(T*) { __trap(); return nullptr; }
+#endif
+
+}  // namespace stepopsd::cuda
+
+#endif
