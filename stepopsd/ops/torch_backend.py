@@ -154,7 +154,8 @@ def shape_rows(
     """(4, M) shaped, weight, delta, scale and (17,) statistics from (M,) log-probs; see ``dispatch.Backend``."""
     delta = (teacher_logprobs - student_logprobs).where(active, 0)
     # sign(0) * inf would be NaN, but a token without advantage keeps w = 1 however large the gap is.
-    signed = (advantages.sign() * delta).where((advantages != 0) | delta.isnan(), 0)
+    sign = advantages.sign().where(~advantages.isnan(), advantages)  # torch's sign of NaN is 0
+    signed = (sign * delta).where((advantages != 0) | delta.isnan(), 0)
     raw = 2 * signed.sigmoid() if weight_fn == "sigmoid" else signed.exp()
     weight = raw.clamp(1 - alpha_clip, 1 + alpha_clip).where(active, 1)
     shaped = advantages
@@ -237,4 +238,4 @@ def _extremes(x: Tensor, counted: Tensor, count: Tensor, *, otherwise: float) ->
 
 
 def _share(mask: Tensor, count: Tensor) -> Tensor:
-    return mask.sum() / count.clamp(min=1)
+    return mask.sum().double() / count.clamp(min=1)
