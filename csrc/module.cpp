@@ -9,6 +9,12 @@
 namespace py = pybind11;
 using namespace stepopsd;
 
+#if defined(STEPOPSD_WITH_CUDA)
+namespace stepopsd {
+void bind_cuda(py::module_& m);  // csrc/cuda/bindings.cpp
+}
+#endif
+
 namespace {
 
 template <class T>
@@ -58,4 +64,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("supported_isas", &cpu::supported_isas);
   m.def("pair_rows", &pair_rows);
   m.def("epilogue_rows", &epilogue_rows);
+#if defined(STEPOPSD_WITH_CUDA)
+  bind_cuda(m);
+#endif
 }
