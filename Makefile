@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.stepopsd-installed
-NATIVE_SOURCES = $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
+NATIVE_SOURCES = $(wildcard csrc/*.py csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
+NVCC = $(shell command -v nvcc)$(wildcard $(CUDA_HOME)/bin/nvcc /usr/local/cuda/bin/nvcc)
 
 export TOKENIZERS_PARALLELISM = false
 # Threads that wait must not spin: on two busy cores a spinning one holds up the one it waits for.
@@ -26,9 +27,11 @@ $(STAMP): pyproject.toml setup.py constraints.txt constraints-alfworld.txt $(NAT
 demo: $(STAMP)  ## GRPO against StepOPSD on the real ALFWorld engine; ends in runs/demo/report.html
 	$(BIN)/stepopsd demo --out runs/demo $(if $(FROM_SCRATCH),--from-scratch)
 
-# One thread: the tests' matrices are tiny, and a second OpenMP thread on a busy machine only waits.
+# One thread: the tests' matrices are tiny, and a second OpenMP thread on a busy machine only waits. What is installed here
+# may not be skipped; the CUDA kernels' machine code is read where there is an nvcc.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 STEPOPSD_REQUIRE_ENGINE=1 STEPOPSD_REQUIRE_BACKENDS=torch,cpu,triton $(BIN)/pytest -q -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 STEPOPSD_REQUIRE_ENGINE=1 STEPOPSD_REQUIRE_BACKENDS=torch,cpu,triton \
+	$(if $(NVCC),STEPOPSD_REQUIRE_NVCC=1) $(BIN)/pytest -q -m "not slow and not gpu"
 
 test-slow: $(STAMP)  ## the learning test: three seeds of training on the real engine
 	$(BIN)/pytest -q -m slow -s

@@ -1,0 +1,197 @@
+"""The CUDA C++ backend where there is no GPU: what the built module holds, reasons, and refused launches."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from stepopsd.ops import cuda, dispatch, torch_backend
+from stepopsd.ops.segments import sort_steps
+from tests.ops import sanitize
+
+
+@pytest.fixture
+def module():
+    """The native module with its CUDA kernels."""
+    found = cuda._load()
+    if isinstance(found, str) and not os.environ.get("STEPOPSD_REQUIRE_NVCC"):
+        pytest.skip(found)
+    assert not isinstance(found, str), found
+    return found
+
+
+def test_the_module_loads_without_a_driver_and_names_its_architectures(module):
+    wanted = os.environ.get("STEPOPSD_CUDA_ARCHS", "80;90;100").split(";")
+    assert cuda.architectures() == tuple(f"sm_{arch}" for arch in wanted)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a driver")
+def test_without_a_driver_the_module_says_so(module):
+    assert module.cuda_obstacle(0) == "there is no NVIDIA driver"
+    compiled = ", ".join(cuda.architectures())
+    assert cuda._obstacle(0) == f"there is no NVIDIA driver; the kernels were compiled for {compiled}"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a driver")
+def test_a_launch_without_a_driver_is_an_error_with_the_reason(module):
+    problem = module.CudaScore([(0, 0, 1, 1)], 0, 0, 1.0, 0, 1, 1, 8, False, 0, 0, 0)
+    with pytest.raises(RuntimeError, match="the launch failed: CUDA driver version is insufficient"):
+        problem.launch(0, 0)
+
+
+def test_partial_results_of_long_rows_need_a_workspace(module):
+    def workspace(vocab, tensors, merge):
+        pair = [(0, 2, vocab, vocab)] * tensors
+        return module.CudaScore(pair, 0, 0, 1.0, 0, 2, 3, vocab, True, 0, 0, merge).workspace
+
+    assert workspace(9000, 2, 1) == 0
+    sizes = [workspace(vocab, 2, 1) for vocab in (16_384, 32_768, 65_536, 151_936)]
+    assert sizes == [sizes[0], 2 * sizes[0], 4 * sizes[0], 4 * sizes[0]]
+    assert workspace(151_936, 1, 1) == sizes[-1] / 2 > 0
+
+
+@pytest.mark.parametrize("tensors", [0, 3])
+def test_one_or_two_tensors_are_scored(module, tensors):
+    with pytest.raises(ValueError, match="one or two logits tensors"):
+        module.CudaScore([(0, 0, 1, 1)] * tensors, 0, 0, 1.0, 0, 1, 1, 8, False, 0, 0, 0)
+
+
+def test_cpu_tensors_are_refused():
+    assert cuda.availability("cpu") == "the CUDA kernels compute CUDA tensors only, not cpu"
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    """Pretends that the machine and the build are of some kind."""
+
+    def apply(found, *, toolkit="13.0", device=True, obstacle=""):
+        if found is None:
+            found = SimpleNamespace(CudaScore=object, cuda_archs=[800, 900], cuda_obstacle=lambda _: obstacle)
+        monkeypatch.setattr(cuda, "_load", lambda: found)
+        monkeypatch.setattr(torch.version, "cuda", toolkit)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: device)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        cuda._obstacle.cache_clear()
+
+    yield apply
+    cuda._obstacle.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("machine", "reason"),
+    [
+        ({"found": "the native module is not built; reinstall"}, "the native module is not built; reinstall"),
+        ({"found": None, "toolkit": None}, "this torch is a build without CUDA"),
+        ({"found": None, "device": False}, "torch sees no CUDA device"),
+        ({"found": None, "device": False, "obstacle": "there is no NVIDIA driver"}, "there is no NVIDIA driver; "),
+        ({"found": None, "obstacle": "an old driver"}, "an old driver; the kernels were compiled for sm_80, sm_90"),
+        ({"found": None}, None),
+    ],
+)  # fmt: skip
+def test_what_is_missing_is_the_reason(pretend, machine, reason):
+    pretend(**machine)
+    got = dispatch.unavailable("cuda", "cuda")
+    assert (got is None) if reason is None else (reason in str(got))
+
+
+def test_a_module_without_cuda_kernels_says_how_to_get_them(monkeypatch):
+    monkeypatch.setattr(cuda.importlib, "import_module", lambda _: SimpleNamespace())
+    reason = cuda._load.__wrapped__()
+    assert reason.startswith("the native module was built without CUDA kernels; ")
+    assert "STEPOPSD_CUDA=1" in reason
+
+
+class Recorder:
+    """Stands in for the native module: keeps what it was asked for, and writes nothing."""
+
+    def __init__(self):
+        self.made, self.launched = [], []
+
+    def _problem(self, *arguments):
+        self.made.append(arguments)
+        return SimpleNamespace(workspace=10, launch=lambda *where: self.launched.append(where))
+
+    CudaScore = CudaShape = _problem
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    recorder = Recorder()
+    monkeypatch.setattr(cuda, "_load", lambda: recorder)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=77))
+    return recorder
+
+
+def on_first_device(arguments):
+    """CPU tensors have no device index."""
+    return [0 if argument is None else argument for argument in arguments]
+
+
+def test_logits_are_passed_by_address_and_stride_with_scratch_memory_and_stream(recorder):
+    wide = torch.zeros((4, 2, 6, 9), dtype=torch.float16)
+    student, teacher = wide[1].transpose(0, 1)[..., 1:], torch.zeros((6, 2, 8), dtype=torch.bfloat16)
+    ids, active = torch.zeros((6, 2), dtype=torch.int64), torch.ones((6, 2), dtype=torch.bool)
+    per_row = torch.ones(6, 2)
+    out = cuda.score_rows([student, teacher], ids, active, temperature=per_row, entropy=True, merge="workspace")
+    pair, *rest = recorder.made[0]
+    assert pair == [(student.data_ptr(), 1, 9, 54), (teacher.data_ptr(), 2, 16, 8)]
+    assert rest[:4] == [ids.data_ptr(), active.data_ptr(), 1.0, per_row.data_ptr()]
+    assert rest[4:8] == [6, 2, 8, True]
+    assert rest[8] == out.data_ptr()
+    assert rest[10] == 1
+    assert out.shape == (2, 3, 6, 2)
+    assert recorder.launched[0][1] == 77
+    cuda.score_rows([teacher], ids, active, temperature=0.5, entropy=False)
+    assert recorder.made[1][3:5] == (0.5, 0)
+
+
+@pytest.mark.parametrize("step_norm", ["equal_step_ratio", "none"])
+def test_tokens_and_segments_are_passed_by_address(recorder, step_norm):
+    floats, active = [torch.zeros(5) for _ in range(3)], torch.ones(5, dtype=torch.bool)
+    segments = sort_steps(torch.zeros(5), torch.zeros(5)) if step_norm != "none" else None
+    options = {"alpha_clip": 0.1, "lambda_mix": 0.3, "weight_fn": "exp", "step_norm": step_norm}
+    planes, statistics = cuda.shape_rows(*floats, active, segments, **options)
+    (made,) = recorder.made
+    assert made[:5] == (*(x.data_ptr() for x in floats), active.data_ptr(), 5)
+    assert made[5] == ([0, 0, 0, 0] if segments is None else [x.data_ptr() for x in segments.tensors])
+    assert made[6:9] == (0.1, 0.3, 1)
+    assert segments is None or made[9] == 1
+    assert made[10:12] == (planes.data_ptr(), statistics.data_ptr())
+    assert (planes.shape, statistics.shape) == ((4, 5), (17,))
+
+
+def test_the_bindings_take_what_the_launchers_pass(module, recorder):
+    ids, floats = torch.zeros((1, 2), dtype=torch.int64), torch.zeros(2)
+    cuda.score_rows([torch.zeros(1, 2, 8)], ids, ids.bool(), temperature=1.0, entropy=True)
+    module.CudaScore(*on_first_device(recorder.made[0]))
+    options = {"alpha_clip": 0.2, "lambda_mix": 0.2, "weight_fn": "sigmoid", "step_norm": "equal_step_mean_abs"}
+    cuda.shape_rows(floats, floats, floats, floats.bool(), sort_steps(ids[0], ids[0]), **options)
+    assert module.CudaShape(*on_first_device(recorder.made[1])).workspace > 0
+
+
+def test_nothing_is_launched_for_no_rows(recorder):
+    none = torch.zeros((0, 2), dtype=torch.int64)
+    out = cuda.score_rows([torch.zeros(0, 2, 8)], none, none.bool(), temperature=1.0, entropy=False)
+    assert out.shape == (1, 3, 0, 2)
+    assert recorder.made == []
+
+
+def test_other_dtypes_are_refused(recorder):
+    ids = torch.zeros((1, 2), dtype=torch.int64)
+    with pytest.raises(TypeError, match=r"float32, float16 or bfloat16, got torch\.float64"):
+        cuda.score_rows([torch.zeros(1, 2, 8).double()], ids, ids.bool(), temperature=1.0, entropy=False)
+
+
+def test_what_the_sanitizer_runs_is_compared_with_float64():
+    assert sanitize.run("torch", "cpu") == 120
+
+
+def test_a_wrong_result_stops_the_sanitizer_run():
+    def wrong(*arguments, **options):
+        return torch_backend.score_rows(*arguments, **options) + 1e-3
+
+    with pytest.raises(AssertionError):
+        sanitize.score(wrong, "cpu")
