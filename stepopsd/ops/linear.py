@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from stepopsd.ops import checks, linear_ops
+from stepopsd.ops import checks, gradients, linear_ops
 from stepopsd.ops.linear_inputs import check_head, choose_tokens, head_options
 from stepopsd.ops.logprobs import TokenLogprobs
 from stepopsd.ops.results import ShapedAdvantages
@@ -62,7 +62,7 @@ def linear_token_logprobs(
             mask with more than ``max_active`` tokens (on a GPU those beyond it become NaN).
         TypeError: A dtype that is not allowed, or dtypes that differ.
         IndexError: An id outside [0, V) where not masked, on CPU.
-        RuntimeError: The gradient of a gradient.
+        RuntimeError: A second derivative; a call inside ``torch.func`` transforms.
 
     Under autocast, hidden states, weight and bias are converted to its dtype as by ``torch.nn.functional.linear``.
     Masked and invalid rows are as in ``token_logprobs``.
@@ -75,6 +75,7 @@ def linear_token_logprobs(
     lead, device = check_head("", hidden, weight, bias, fp32_logits), hidden.device
     checks.token_ids(token_ids, lead, device)
     temperature = checks.temperature(temperature, lead, device)
+    gradients.refuse_transforms("linear_token_logprobs", hidden)
     if mask is not None:
         checks.mask(mask, lead, device)
     options = head_options(hidden, weight, fp32_logits, chunk_rows, backend)

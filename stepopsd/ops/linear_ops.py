@@ -56,7 +56,7 @@ def score(
     return rows
 
 
-def _chunks(
+def open_chunks(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -70,6 +70,7 @@ def _chunks(
     *,
     differentiable: bool,
 ) -> Chunks:
+    """The chunks of a call, from the plain values of an op's schema."""
     compute = hidden.dtype if operand is None else operand
     if operand is not None:
         weight, bias = weight.to(operand), None if bias is None else bias.to(operand)
@@ -82,7 +83,8 @@ def _channels(normaliser: bool) -> int:
     return NORMALISED_CHANNELS if normaliser else SCORE_CHANNELS
 
 
-def _row_dtype(hidden: Tensor) -> torch.dtype:
+def row_dtype(hidden: Tensor) -> torch.dtype:
+    """Dtype of the numbers per token."""
     return torch.float64 if hidden.dtype == torch.float64 else torch.float32
 
 
@@ -105,11 +107,11 @@ def _score_op(
     backend: str,
 ) -> Tensor:
     tokens = Tokens(ids, active, index, live)
-    chunks = _chunks(
+    chunks = open_chunks(
         hidden, weight, bias, tokens, temperature, temperatures, operand, fp32_logits, chunk_rows, backend,
         differentiable=normaliser,
     )  # fmt: skip
-    rows = hidden.new_empty((_channels(normaliser), chunks.count), dtype=_row_dtype(hidden))
+    rows = hidden.new_empty((_channels(normaliser), chunks.count), dtype=row_dtype(hidden))
     for chunk in chunks:
         _, logits = chunks.logits(chunk)
         rows[:, chunk] = chunks.score(logits, chunk, entropy=entropy, normaliser=normaliser)
@@ -134,7 +136,7 @@ def _(
     chunk_rows: int,
     backend: str,
 ) -> Tensor:
-    return hidden.new_empty((_channels(normaliser), *ids.shape), dtype=_row_dtype(hidden))
+    return hidden.new_empty((_channels(normaliser), *ids.shape), dtype=row_dtype(hidden))
 
 
 @torch.library.custom_op("stepopsd::linear_score_backward", mutates_args=())
@@ -157,7 +159,7 @@ def _score_backward_op(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     tokens = Tokens(ids, active, index, live)
-    chunks = _chunks(
+    chunks = open_chunks(
         hidden, weight, bias, tokens, temperature, temperatures, operand, fp32_logits, chunk_rows, backend,
         differentiable=True,
     )  # fmt: skip
@@ -189,12 +191,13 @@ def _(
     chunk_rows: int,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _fake_gradients(hidden, weight, bias, wanted)
+    return fake_gradients(hidden, weight, bias, wanted)
 
 
-def _fake_gradients(
+def fake_gradients(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, wanted: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Memory like that of ``Gradients.finish``."""
     kind = weight if bias is None else bias
     shapes = hidden.shape, weight.shape, weight.shape[:1]
     a, b, c = (
@@ -223,9 +226,9 @@ def _score_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *(x if want else None for x, want in zip(found, wanted, strict=True)), *[None] * 12
 
 
-def _refuse_second(ctx: Any, *grads: Tensor) -> None:
+def refuse_second(ctx: Any, *grads: Tensor) -> None:
     raise RuntimeError(SECOND)
 
 
 torch.library.register_autograd("stepopsd::linear_score", _score_backward, setup_context=_keep)
-torch.library.register_autograd("stepopsd::linear_score_backward", _refuse_second)
+torch.library.register_autograd("stepopsd::linear_score_backward", refuse_second)

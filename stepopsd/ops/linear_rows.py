@@ -101,16 +101,16 @@ class Chunks:
 
     def differentiate(self, logits: Tensor, chunk: slice, normaliser: Tensor, coefficients: Tensor) -> None:
         """Overwrite the logits (m, V) with their gradient; ``normaliser`` (2, m), ``coefficients`` (3, m)."""
-        x = logits[None]
+        x, normaliser, coefficients = logits[None], normaliser[:, None], coefficients[:, None]
         self.backend.gradient_rows(
-            x, self.ids[None, chunk], self.live[None, chunk], normaliser[:, None], coefficients[:, None],
+            x, self.ids[None, chunk], self.live[None, chunk], normaliser.contiguous(), coefficients.contiguous(),
             temperature=self._temperature(chunk), out=x,
         )  # fmt: skip
 
     def compact(self, values: Tensor) -> Tensor:
-        """(C,) of (...) values, those of the computed rows."""
+        """(C,) contiguous, of (...) values those of the computed rows."""
         flat = values.reshape(-1)
-        return flat if self.tokens.index is None else flat[self.tokens.index]
+        return flat.contiguous() if self.tokens.index is None else flat[self.tokens.index]
 
     def spread(self, rows: Tensor) -> Tensor:
         """(K, ...) of (K, C) rows: 0 where masked, NaN at active tokens that the index has no room for."""

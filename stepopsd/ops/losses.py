@@ -233,7 +233,7 @@ def _metrics(
     counted = mask & (delta + ratio + kl_ref + entropy).isfinite()
     count = counted.sum()
     terms = torch.stack((ratio, *(x.to(ratio.dtype) for x in clipped), kl_ref, _k3(delta)[0], entropy))
-    means = terms.where(counted, 0).flatten(1).sum(1, dtype=torch.float64) / count.clamp(min=1)
+    means = terms.where(counted, 0).reshape(len(terms), mask.numel()).sum(1, dtype=torch.float64) / count.clamp(min=1)
     if mask.numel():
         low, high = ratio.where(counted, math.inf).amin(), ratio.where(counted, -math.inf).amax()
         extremes = torch.stack((low, high, delta.abs().where(counted, 0).amax())).double()
