@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from stepopsd.ops import dispatch
+from stepopsd.ops.logprobs import token_logprobs
 from stepopsd.ops.shaping import shape_advantages
 
 
@@ -66,3 +67,36 @@ def test_a_module_that_cannot_be_imported_gives_a_reason(monkeypatch: pytest.Mon
         assert "no_such_module" in str(dispatch.unavailable("triton", "cpu"))
     finally:
         dispatch._load.cache_clear()
+
+
+class WithoutGradients:
+    """A backend module that scores, but has no gradient kernels."""
+
+    @staticmethod
+    def availability(device_type: str) -> str | None:
+        return None
+
+    score_rows = shape_rows = None
+
+
+def test_torch_computes_gradients_in_place_of_a_backend_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = dispatch._load
+    monkeypatch.setattr(dispatch, "_load", lambda name: WithoutGradients() if name == "cpu" else load(name))
+    assert dispatch.resolve("cpu", "cpu") == "cpu"
+    assert dispatch.resolve_gradients("cpu", "cpu") == "torch"
+    assert dispatch.explain("cpu")["cpu"] == "available"
+    assert dispatch.explain_gradients("cpu")["cpu"] == "computed by torch: stepopsd.ops.native has no gradient_rows"
+    assert dispatch.explain_gradients("cpu")["torch"] == "available"
+    logits = torch.randn(2, 7, requires_grad=True)
+    ids = torch.tensor([3, 0])
+    token_logprobs(logits, ids, backend="cpu").logprobs.sum().backward()
+    assert logits.grad is not None
+    want = torch.nn.functional.one_hot(ids, 7) - logits.detach().softmax(-1)
+    torch.testing.assert_close(logits.grad, want)
+
+
+def test_a_backend_with_gradients_computes_them_itself() -> None:
+    assert dispatch.no_gradients("torch") is None
+    assert dispatch.resolve_gradients("torch", "cpu") == "torch"
+    with pytest.raises(ValueError, match="backend must be one of auto"):
+        dispatch.resolve_gradients("fast", "cpu")

@@ -105,9 +105,10 @@ def expected(
 
     gap = (planes[0].detach() - tensors["old_logprobs"]).where(case.mask, 0).clamp(-20, 20)
     if options["loss"] == "gspo":
-        gap = gap.sum(1, keepdim=True) / case.mask.sum(1, keepdim=True).clamp(min=1)
+        gap = (gap.sum(1, keepdim=True) / case.mask.sum(1, keepdim=True).clamp(min=1)).expand(gap.shape)
     edges = torch.tensor((1 - made.clip_low, 1 + made.clip_high, made.dual_clip), dtype=torch.float64)
-    return total.detach(), want, size, float((gap.exp()[..., None] - edges).abs().min())
+    near = (gap.exp()[case.mask][:, None] - edges).abs().flatten().tolist()
+    return total.detach(), want, size, min(near, default=1.0) if options["loss"] != "reinforce" else 1.0
 
 
 DEFAULT = {
