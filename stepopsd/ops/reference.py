@@ -1,7 +1,7 @@
 """The specification in plain PyTorch: one token at a time, one step at a time, in any precision up to float64.
 
 Slow on purpose and independent of the backends, the step reductions and the input checks; tests compare everything
-with it. Only ``selected_logprobs`` is meant for training code.
+with it.
 """
 
 from __future__ import annotations
@@ -12,28 +12,6 @@ import torch
 from torch import Tensor
 
 from stepopsd.ops.results import STATISTICS, ShapedAdvantages, ShapingStats
-
-
-def selected_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
-    """Log-prob of each id under its row of logits, differentiable.
-
-    Args:
-        logits: (..., V) float; computed in float32 (float64 stays float64).
-        ids: (...) int64 in [0, V).
-        temperature: Logits are divided by it first; > 0.
-
-    Returns:
-        (...) float32 or float64 log-probs. Gradients reach ``logits``.
-
-    Example:
-        >>> selected_logprobs(torch.zeros(1, 4), torch.tensor([2])).exp()
-        tensor([0.2500])
-    """
-    scaled = logits if logits.dtype == torch.float64 else logits.float()
-    if temperature != 1.0:
-        scaled = scaled / temperature
-    target = scaled.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
-    return target - scaled.logsumexp(-1)
 
 
 @torch.no_grad()

@@ -1,17 +1,49 @@
-"""The policy: loading a causal LM with its tokenizer, and log-probs of chosen tokens without whole-row logits."""
+"""The policy: a causal LM with its tokenizer, read at chosen positions; logits exist a chunk at a time."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stepopsd.ops.reference import selected_logprobs
+from stepopsd.ops.linear import linear_token_logprobs
+from stepopsd.ops.linear_loss import linear_grpo_loss
+from stepopsd.ops.logprobs import token_logprobs
+from stepopsd.ops.policy_loss import PolicyLoss, grpo_loss
 from stepopsd.train.config import ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Readout:
+    """What predicts M tokens: hidden states with the LM head, or logits where the head is more than a product.
+
+    Attributes:
+        states: (M, H) hidden states, or (M, V) logits without a head.
+        head: The output embedding, with ``weight`` (V, H) and perhaps ``bias``.
+    """
+
+    states: Tensor
+    head: Any = None
+
+    def logprobs(self, ids: Tensor, temperature: float) -> Tensor:
+        """(M,) float32 log-probs of (M,) ids, differentiable."""
+        if self.head is None:
+            return token_logprobs(self.states, ids, temperature=temperature).logprobs
+        bias = getattr(self.head, "bias", None)
+        scored = linear_token_logprobs(self.states, self.head.weight, ids, bias=bias, temperature=temperature)
+        return scored.logprobs
+
+    def loss(self, ids: Tensor, advantages: Tensor, old_logprobs: Tensor, **options: Any) -> PolicyLoss:
+        """Policy loss of (M,) tokens; options are those that ``grpo_loss`` and ``linear_grpo_loss`` share."""
+        if self.head is None:
+            return grpo_loss(self.states, ids, advantages, old_logprobs, inplace=True, **options)
+        bias = getattr(self.head, "bias", None)
+        return linear_grpo_loss(self.states, self.head.weight, ids, advantages, old_logprobs, bias=bias, **options)
 
 
 class Policy:
@@ -44,34 +76,34 @@ class Policy:
             for mine, theirs in zip(self.model.parameters(), other.model.parameters(), strict=True):
                 mine.copy_(theirs)
 
-    def logits_at(
+    def read_at(
         self, input_ids: Tensor, attention_mask: Tensor, read: Tensor, position_ids: Tensor | None = None
-    ) -> Tensor:
-        """Next-token logits of chosen positions; the other positions never reach the LM head.
+    ) -> Readout:
+        """Run the model and keep what predicts the next token at chosen positions.
 
         Args:
             input_ids: (B, T) int64.
             attention_mask: (B, T) for causal rows, or an additive (B, 1, T, T) float mask.
-            read: (B, T) bool; position t gives the logits that predict token t+1.
+            read: (B, T) bool; position t predicts token t+1.
             position_ids: (B, T) int64, or None for 0..T-1.
 
         Returns:
-            (M, V) logits, rows in row-major order of ``read``.
+            ``Readout`` of M positions, in row-major order of ``read``.
         """
         extra = {} if position_ids is None else {"position_ids": position_ids}
         if not self._head_only:
-            return self.model(
-                input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **extra
-            ).logits[read]
+            return Readout(
+                self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **extra).logits[read]
+            )
         base = getattr(self.model, self.model.base_model_prefix)
         hidden = base(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **extra).last_hidden_state
-        return self.model.get_output_embeddings()(hidden[read])
+        return Readout(hidden[read], self.model.get_output_embeddings())
 
-    def logits_of(self, input_ids: Tensor, attention_mask: Tensor, targets: Tensor) -> Tensor:
-        """(M, V) logits that predict the tokens marked in ``targets`` (B, T) bool; position 0 cannot be a target."""
+    def read_targets(self, input_ids: Tensor, attention_mask: Tensor, targets: Tensor) -> Readout:
+        """What predicts the M tokens marked in ``targets`` (B, T) bool; position 0 cannot be a target."""
         if bool(targets[:, 0].any()):
             raise ValueError("targets must be False at position 0: nothing precedes the first token of a row")
-        return self.logits_at(input_ids, attention_mask, torch.roll(targets, -1, dims=1))
+        return self.read_at(input_ids, attention_mask, torch.roll(targets, -1, dims=1))
 
     @torch.no_grad()
     def score(
@@ -89,9 +121,9 @@ class Policy:
         for rows, width in microbatches(lengths, max_tokens):
             chosen = targets[rows, :width]
             ids = input_ids[rows, :width]
-            logits = self.logits_of(ids, attention_mask[rows, :width], chosen)
+            readout = self.read_targets(ids, attention_mask[rows, :width], chosen)
             part = torch.zeros(chosen.shape, dtype=torch.float32, device=out.device)
-            part[chosen] = selected_logprobs(logits.float(), ids[chosen], temperature)
+            part[chosen] = readout.logprobs(ids[chosen], temperature)
             out[rows, :width] = part
         self.model.train(was_training)
         return out

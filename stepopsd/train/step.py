@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepopsd.ops.policy_loss import aggregation_weights, clipped_surrogate, k3_divergence
+from stepopsd.ops.policy_loss import aggregation_weights
 from stepopsd.rollout.records import Batch
 from stepopsd.train.config import RunConfig
 from stepopsd.train.policy import Policy, microbatches
@@ -70,35 +70,26 @@ class PolicyStep:
 
     def _loss(self, part: Batch, weights: Tensor, ref: Tensor | None, sums: dict[str, float], first: bool) -> Tensor:
         options, mask = self.config.loss, part.response_mask
-        logits = self.policy.logits_of(part.input_ids, part.attention_mask, mask).float()
-        scaled = logits / self.config.rollout.temperature
-        lse = torch.logsumexp(scaled, dim=-1)
-        chosen = (scaled.gather(1, part.input_ids[mask][:, None]).squeeze(1) - lse).clamp_max(0.0)
-        logprobs = torch.zeros_like(part.old_logprobs).masked_scatter(mask, chosen)
-        with torch.set_grad_enabled(options.entropy_coef > 0):
-            entropy = lse - (torch.softmax(scaled, dim=-1) * scaled).sum(-1)
-        terms = clipped_surrogate(
-            logprobs, part.old_logprobs, part.advantages, mask,
-            clip_low=options.clip_low, clip_high=options.clip_high, dual_clip=options.dual_clip,
-        )
-        total = terms.loss
+        states = self.policy.read_targets(part.input_ids, part.attention_mask, mask)
+        result = states.loss(
+            part.input_ids[mask], part.advantages[mask], part.old_logprobs[mask], token_weights=weights[mask],
+            ref_logprobs=None if ref is None else ref[mask], kl_coef=0.0 if ref is None else options.kl_coef,
+            entropy_coef=options.entropy_coef, clip_low=options.clip_low, clip_high=options.clip_high,
+            dual_clip=options.dual_clip, temperature=self.config.rollout.temperature,
+        )  # fmt: skip
+        seen = result.metrics.as_dict()
+        tokens = seen["tokens"] + seen["nonfinite"]
+        sums["loss"] += float(result.loss.detach())
+        sums["tokens"] += tokens
+        sums["ratio_mean"] += tokens * seen["ratio_mean"]
+        sums["clip_share"] += tokens * (seen["clip_low"] + seen["clip_high"] + seen["clip_dual"])
+        sums["entropy"] += tokens * seen["entropy_mean"]
         if ref is not None:
-            divergence = k3_divergence(logprobs, ref, mask)
-            total = total + options.kl_coef * divergence
-            sums["kl"] += float(divergence.detach()[mask].sum())
-        loss = (weights * total).sum()
-        if options.entropy_coef > 0:
-            loss = loss - options.entropy_coef * (weights[mask] * entropy).sum()
-        sums["loss"] += float(loss.detach())
-        sums["tokens"] += float(mask.sum())
-        sums["ratio_mean"] += float(terms.ratio[mask].sum())
-        sums["clip_share"] += float(terms.clipped[mask].sum())
-        sums["entropy"] += float(entropy.detach().sum())
+            sums["kl"] += tokens * seen["kl_ref"]
         if first:
             # Before the first step current and old policy are the same weights: any gap is the sampler's.
-            gap = (logprobs.detach() - part.old_logprobs)[mask].abs().max()
-            sums["old_gap_max"] = max(sums["old_gap_max"], float(gap))
-        return loss
+            sums["old_gap_max"] = max(sums["old_gap_max"], seen["old_gap_max"])
+        return result.loss
 
 
 def _averages(sums: dict[str, float], steps: int) -> dict[str, float]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stepopsd.ops.reference import selected_logprobs
 from stepopsd.rollout.chat import ChatFormat
 from stepopsd.rollout.records import Row, Trajectory
 from stepopsd.train.config import CreditConfig
@@ -107,11 +106,11 @@ class Teacher:
         for picked, _ in microbatches(lengths, self.max_tokens):
             part = [contexts[i] for i in picked.tolist()]
             ids, positions, mask = collate_contexts(part, self.scorer.pad_id, model.dtype)
-            # Reads ascend inside a context, so this list has the row-major order in which logits_at answers.
+            # Reads ascend inside a context, so this list has the row-major order in which read_at answers.
             flat = [(b, *read, row_of[i]) for b, i in enumerate(picked.tolist()) for read in contexts[i].reads]
             b, packed, targets, tokens, rows = (torch.tensor(column) for column in zip(*flat, strict=True))
             read = torch.zeros(ids.shape, dtype=torch.bool)
             read[b, packed] = True
-            logits = self.scorer.logits_at(ids.to(device), mask.to(device), read.to(device), positions.to(device))
-            out[rows, targets] = selected_logprobs(logits.float(), tokens.to(device), self.temperature).cpu()
+            states = self.scorer.read_at(ids.to(device), mask.to(device), read.to(device), positions.to(device))
+            out[rows, targets] = states.logprobs(tokens.to(device), self.temperature).cpu()
         model.train(was_training)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from stepopsd.ops.reference import selected_logprobs, shape_reference, weight
+from stepopsd.ops.reference import shape_reference, weight
 
 
 def logit(p: float) -> list[float]:
@@ -94,22 +94,3 @@ def test_temperature_divides_logits_first() -> None:
     got = shape_reference(student, teacher, ids, torch.ones(4), temperature=0.5)
     want = (teacher / 0.5).log_softmax(-1) - (student / 0.5).log_softmax(-1)
     torch.testing.assert_close(got.delta, want.gather(-1, ids[:, None])[:, 0])
-
-
-def test_selected_logprobs_equals_log_softmax_and_carries_its_gradient() -> None:
-    rng = torch.Generator().manual_seed(0)
-    logits = torch.randn(3, 4, 7, generator=rng, dtype=torch.float64, requires_grad=True)
-    ids = torch.randint(7, (3, 4), generator=rng)
-    want = (logits / 1.5).log_softmax(-1).gather(-1, ids[..., None])[..., 0]
-    got = selected_logprobs(logits, ids, 1.5)
-    torch.testing.assert_close(got, want)
-    mine, theirs = (torch.autograd.grad(x.square().sum(), logits)[0] for x in (got, want))
-    torch.testing.assert_close(mine, theirs)
-    assert torch.autograd.gradcheck(lambda x: selected_logprobs(x, ids, 1.5), logits)
-
-
-def test_selected_logprobs_of_bf16_logits_are_computed_in_float32() -> None:
-    logits = torch.randn(2, 101, generator=torch.Generator().manual_seed(0)).bfloat16()
-    got = selected_logprobs(logits, torch.tensor([3, 100]))
-    assert got.dtype == torch.float32
-    torch.testing.assert_close(got, selected_logprobs(logits.double(), torch.tensor([3, 100])).float())

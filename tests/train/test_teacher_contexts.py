@@ -23,8 +23,8 @@ def scores(policy, context):
     read = torch.zeros(ids.shape, dtype=torch.bool)
     for packed, _, _ in context.reads:
         read[0, packed] = True
-    logits = policy.logits_at(ids, mask, read, positions)
-    logps = logits.log_softmax(-1)
+    states = policy.read_at(ids, mask, read, positions)
+    logps = states.head(states.states).log_softmax(-1)
     return {t: float(logps[i, token]) for i, (_, t, token) in enumerate(context.reads)}
 
 
