@@ -61,6 +61,18 @@ def test_everything_on_this_machine_agrees_with_float64(op: str, dtype: str, mas
         assert contender.rounds or agreement.allowed < 1.01e-4
 
 
+@pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize("op", ["pair", "score"])
+@pytest.mark.parametrize("name", contenders.dispatch.BACKENDS)
+def test_backends_agree_with_float64_as_the_benchmark_calls_them(name: str, op: str, entropy: bool) -> None:
+    device = "cuda" if torch.cuda.is_available() and name != "cpu" else "cpu"
+    reason = contenders.dispatch.unavailable(name, device)
+    if reason is not None:
+        pytest.skip(reason)
+    case = Case(op, 3, 523, "bf16", 0.4)
+    verify(contenders.backend(name, case, entropy=entropy), case, make_rows(case, device))
+
+
 def test_torch_compile_agrees_with_float64() -> None:
     case = Case("pair", 3, 65, "fp32", 0.5)
     verify(contenders.compiled_logsumexp(case), case, make_rows(case, "cpu"))
