@@ -1,7 +1,7 @@
 """Triton kernels of the ops: importing this package loads no Triton, only calling a kernel does."""
 
 from stepopsd.ops.triton.availability import availability
-from stepopsd.ops.triton.epilogue import epilogue_rows
-from stepopsd.ops.triton.pair import pair_rows
+from stepopsd.ops.triton.score import score_rows
+from stepopsd.ops.triton.shape import shape_rows
 
-__all__ = ["availability", "epilogue_rows", "pair_rows"]
+__all__ = ["availability", "score_rows", "shape_rows"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-MINIMUM_TRITON = (3, 2)
+MINIMUM_TRITON = (3, 3)  # tuples in kernels
 
 
 def availability(device_type: str) -> str | None:
@@ -29,7 +29,7 @@ def availability(device_type: str) -> str | None:
         return f"triton cannot be imported ({error}): install the triton that belongs to this torch"
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])
     if version < MINIMUM_TRITON:
-        return f"triton {triton.__version__} is too old: 3.2 or newer is needed"
+        return f"triton {triton.__version__} is too old: 3.3 or newer is needed"
     # The decorator decides at import between compiling and interpreting, for Triton's own functions too.
     if interpreted and type(tl.sum).__name__ != "InterpretedFunction":
         return "TRITON_INTERPRET=1 was set after triton had been imported: set it before the start"

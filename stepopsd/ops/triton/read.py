@@ -1,0 +1,66 @@
+"""Device functions that read logits: groups of neighbouring logits, one group per thread, at any alignment.
+
+A group is what 16 bytes hold, counted from the start of the row. A thread keeps each logit of its groups in a variable
+of its own, (THREADS,) for all threads, and tuples of these in the order of the vocabulary.
+"""
+
+# Kernel parameters have no Python types.
+# mypy: disable-error-code="no-untyped-def, assignment"
+
+import triton
+import triton.language as tl
+
+MINUS_INF = tl.constexpr(float("-inf"))
+HIGH_HALF = tl.constexpr(-65536)
+
+
+@triton.jit
+def load_words(block, THREADS: tl.constexpr):
+    """Load 16 bytes per thread, ``block`` (THREADS, 4), as four (THREADS,) words."""
+    words = tl.load(block, eviction_policy="evict_first")
+    # Threads hold whole rows, so taking them apart moves no data.
+    even, odd = tl.split(tl.reshape(words, (THREADS, 2, 2)))
+    first, third = tl.split(even)
+    second, fourth = tl.split(odd)
+    return first, second, third, fourth
+
+
+@triton.jit
+def unpack(words, place: tl.constexpr, dtype: tl.constexpr):
+    """Logit ``place`` of a tuple of words, as fp32."""
+    if dtype == tl.float32:
+        return words[place].to(tl.float32, bitcast=True)
+    else:
+        word = words[place // 2]
+        if dtype == tl.bfloat16:  # the upper half of an fp32
+            bits = word << 16 if place % 2 == 0 else word & HIGH_HALF
+            return bits.to(tl.float32, bitcast=True)
+        else:
+            bits = word if place % 2 == 0 else word >> 16
+            return bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def read_group(block, SHIFT: tl.constexpr, dtype: tl.constexpr, WIDTH: tl.constexpr, THREADS: tl.constexpr):
+    """Read one group per thread: the logits from place ``SHIFT`` of a 16-byte block on, the rest from the next block.
+
+    Both blocks hold logits of the group, so no read leaves the row's memory pages.
+    """
+    words = load_words(block, THREADS)
+    if SHIFT > 0:
+        words += load_words(block + 4, THREADS)
+    logits = ()
+    for place in tl.static_range(SHIFT, SHIFT + WIDTH):
+        logits += (unpack(words, place, dtype),)
+    return logits
+
+
+@triton.jit
+def read_edge(row, start, stop, WIDTH: tl.constexpr, THREADS: tl.constexpr):
+    """Read one group per thread from ``start`` on, logit by logit; -inf from ``stop`` on."""
+    first = start + WIDTH * tl.arange(0, THREADS)
+    logits = ()
+    for place in tl.static_range(WIDTH):
+        column = first + place
+        logits += (tl.load(row + column, mask=column < stop, other=MINUS_INF).to(tl.float32),)
+    return logits
