@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch.autograd import forward_ad
 
-from stepopsd.ops import gradient_ops
+from stepopsd.ops import gradient_ops, torch_backend
 from stepopsd.ops.logprobs import TokenLogprobs, token_logprobs
 from tests.ops.conftest import BackendUnderTest
 from tests.ops.derivatives import NAN, Scored, assert_gradient, non_leaf, reference_scores, scored
@@ -241,6 +241,23 @@ def test_overwritten_logits_that_another_op_needs_raise() -> None:
         other.backward()
     with pytest.raises(RuntimeError, match="has overwritten them with their gradient"):
         total.backward()
+
+
+def test_kernels_that_write_by_address_move_the_version_counter(monkeypatch: pytest.MonkeyPatch) -> None:
+    compute, scale = torch_backend.gradient_rows, torch_backend.scale_rows
+
+    def write(*args: torch.Tensor, out: torch.Tensor, **options: Any) -> None:
+        compute(*args, out=out.data, **options)  # .data has a counter of its own
+
+    monkeypatch.setattr(torch_backend, "gradient_rows", write)
+    monkeypatch.setattr(torch_backend, "scale_rows", lambda rows, factor: scale(rows.data, factor))
+    logits = rows()[0].requires_grad_() * 1
+    score(logits, inplace_backward=True).backward()
+    assert logits._version == 1
+    gradient = torch.ones(2, 3, 37)
+    gradient_ops.scale_in_place(gradient, torch.tensor(0.5), "torch")
+    assert gradient._version == 1
+    assert (gradient == 0.5).all()
 
 
 def test_a_second_backward_gives_the_same_gradient_out_of_place() -> None:

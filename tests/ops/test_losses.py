@@ -231,3 +231,26 @@ def test_token_mean_takes_any_shape() -> None:
 def test_mistakes_are_named(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(torch.ones(1, 2, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(
+    ("loss", "aggregation", "clip_low", "clip_high"),
+    [
+        ("grpo", "sequence_mean", 0.2, 0.2),
+        ("dr_grpo", "dr_grpo", 0.2, 0.2),
+        ("dapo", "token_mean", 0.2, 0.28),
+        ("bnpo", "token_mean", 0.2, 0.2),
+        ("gspo", "sequence_mean", 3e-4, 4e-4),
+        ("cispo", "token_mean", 1.0, 4.0),
+        ("reinforce", "token_mean", 0.0, 0.0),
+    ],
+)
+def test_what_a_loss_leaves_open_comes_from_its_source(
+    loss: str, aggregation: str, clip_low: float, clip_high: float
+) -> None:
+    options = loss_options(loss, None, None, 0.0, 0.0, 0.0)
+    assert (options.clip_low, options.clip_high) == (clip_low, clip_high)
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    budget = 5 if loss == "dr_grpo" else 0
+    got = loss_weights(loss, mask, None, budget, None, torch.float64)
+    assert torch.equal(got, aggregation_weights(mask, aggregation, budget=budget, dtype=torch.float64))

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import stepopsd
-from stepopsd.ops import losses, policy_loss
+from stepopsd.ops import gradients, losses, policy_loss
 from stepopsd.ops.policy_loss import grpo_loss
 from stepopsd.ops.reference_loss import policy_loss_reference
 from tests.ops.conftest import BackendUnderTest
@@ -159,7 +159,7 @@ def test_in_place_gives_the_same_bits_in_the_memory_of_the_logits(
     tensors = batch(dtype=torch.bfloat16)
     options = {"loss": loss, "kl_coef": 0.1, "entropy_coef": 0.1, "budget": 9 if loss == "dr_grpo" else 0}
     tensors["logits"] = lay_out(tensors["logits"], "contiguous")
-    gradients = []
+    found = []
     for inplace in (False, True):
         leaf = torch.nn.functional.pad(tensors["logits"], (0, 0, 0, 1)).to(backend.device).requires_grad_()
         whole = leaf * 1
@@ -167,11 +167,11 @@ def test_in_place_gives_the_same_bits_in_the_memory_of_the_logits(
         places = [logits.data_ptr()]
         logits.register_hook(lambda gradient, places=places: places.append(gradient.data_ptr()))
         result = grpo_loss(**{**moved(tensors, backend), "logits": logits}, **options, inplace=inplace)
-        gradients.append(torch.autograd.grad(result.loss * 0.5, leaf)[0])
+        found.append(torch.autograd.grad(result.loss * 0.5, leaf)[0])
         assert (places[0] == places[1]) == inplace
-        assert gradients[-1].any()
-        assert not gradients[-1][:, -1].any()
-    assert torch.equal(*gradients)
+        assert found[-1].any()
+        assert not found[-1][:, -1].any()
+    assert torch.equal(*found)
 
 
 def test_the_upstream_gradient_multiplies(backend: BackendUnderTest) -> None:
@@ -315,6 +315,15 @@ def test_a_kept_graph_gives_the_same_gradient_again() -> None:
         assert torch.equal(first, torch.autograd.grad(total, leaf)[0])
         with pytest.raises(RuntimeError, match="a second time"):
             total.backward()
+
+
+def test_a_gradient_that_was_handed_out_is_not_handed_out_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Older PyTorch does not tell a backward that its graph is kept."""
+    monkeypatch.setattr(gradients, "_graph_is_kept", lambda: False)
+    total = grpo_loss(**{**batch(), "logits": batch()["logits"].requires_grad_()}).loss
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="a backward through the loss has handed it out already"):
+        total.backward()
 
 
 def test_memory_of_the_gradient_that_was_changed_raises() -> None:
