@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import stepopsd
-from stepopsd.ops import gradients, losses, policy_loss
+from stepopsd.ops import dispatch, gradients, losses, policy_loss
 from stepopsd.ops.policy_loss import grpo_loss
 from stepopsd.ops.reference_loss import policy_loss_reference
 from tests.ops.conftest import BackendUnderTest
@@ -403,6 +403,28 @@ def test_compiles_into_one_graph(engine: str) -> None:
     torch.testing.assert_close(torch.autograd.grad(got, weight), torch.autograd.grad(want, weight))
     torch.testing.assert_close(got_metrics, want_metrics)
     torch._dynamo.reset()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("inplace", [False, True])
+def test_forward_and_backward_do_not_wait_for_the_gpu(inplace: bool) -> None:
+    name = dispatch.resolve_gradients("auto", "cuda")
+    if name == "torch":
+        pytest.skip("the PyTorch backend waits once for the number of rows")
+    tensors = {x: y.cuda() for x, y in batch(dtype=torch.bfloat16).items()}
+    gradient(tensors, loss="gspo", kl_coef=0.1, entropy_coef=0.1)  # compiles
+    leaf, logits = non_leaf(tensors["logits"])
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        result = grpo_loss(
+            **{**tensors, "logits": logits}, loss="gspo", kl_coef=0.1, entropy_coef=0.1, dual_clip=3.0, inplace=inplace
+        )
+        (result.loss * 0.5).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert leaf.grad is not None
+    assert leaf.grad[tensors["mask"]].isfinite().all()
 
 
 def test_the_package_offers_it() -> None:
