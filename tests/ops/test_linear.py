@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 import stepopsd
-from stepopsd.ops import linear_ops
+from stepopsd.ops import linear_head, linear_ops
 from stepopsd.ops.linear import linear_shape_advantages, linear_token_logprobs
-from stepopsd.ops.linear_head import default_chunk_rows
+from stepopsd.ops.linear_head import Head, default_chunk_rows
+from stepopsd.ops.linear_rows import Tokens
 from stepopsd.ops.logprobs import token_logprobs
 from stepopsd.ops.shaping import shape_advantages
 from tests.ops.conftest import BackendUnderTest
@@ -112,11 +113,11 @@ def errors(got: Any, want: Any) -> list[float]:
     return [float((x.double() - y.double()).norm()) for x, y in zip(got, want, strict=True)]
 
 
-@pytest.mark.parametrize("chunk_rows", [4, None])
+@pytest.mark.parametrize("chunk_rows", [1, 32, None])
 @pytest.mark.parametrize("fp32_logits", [False, True])
 def test_bf16_gradients_are_no_worse_than_eager_bf16(fp32_logits: bool, chunk_rows: int | None) -> None:
-    hidden, weight, bias, ids, _ = tensors(n=4, t=8, h=64, v=300, dtype=torch.bfloat16)
-    slope = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
+    hidden, weight, bias, ids, _ = tensors(n=4, t=64, h=64, v=300, dtype=torch.bfloat16)
+    slope = torch.randn(4, 64, generator=torch.Generator().manual_seed(1))
     exact, eager, ours = (leaves(hidden, weight, bias) for _ in range(3))
     exact = [x.detach().double().requires_grad_() for x in exact]
     want = torch.autograd.grad((reference(*exact, ids, 0.7)[0] * slope).sum(), exact)
@@ -258,6 +259,68 @@ def test_masked_tokens_are_not_read(backend: BackendUnderTest, bound: bool) -> N
     assert not hidden.grad[~mask].any()
     assert hidden.grad[mask].any(-1).all()
     assert weight.grad.isfinite().all()
+
+
+def test_tokens_beyond_the_bound_become_nan_where_values_are_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tokens, "check", lambda self, vocab: None)  # as on a GPU
+    hidden, weight, _, ids, mask = tensors()
+    got = linear_token_logprobs(hidden, weight, ids, mask=mask, max_active=int(mask.sum()) - 1).logprobs
+    last = mask.flatten().nonzero()[-1]
+    assert got.flatten()[last].isnan()
+    got.flatten()[last] = 0
+    assert got[mask].isfinite().all()
+    assert not got[~mask].any()
+
+
+def widening(monkeypatch: pytest.MonkeyPatch, *, add: bool) -> None:
+    """Products with ``out_dtype``, as CUDA builds of PyTorch have them (``add``: also addmm), computed in float32."""
+    plain_mm, plain_addmm = torch.mm, torch.addmm
+
+    def mm(a: Tensor, b: Tensor, *, out_dtype: Any = None, out: Tensor | None = None) -> Tensor:
+        if out_dtype is None:
+            return plain_mm(a, b, out=out)
+        assert a.dtype == b.dtype == torch.bfloat16
+        return plain_mm(a.float(), b.float(), out=out)
+
+    def addmm(x: Tensor, a: Tensor, b: Tensor, *, out_dtype: Any = None, out: Tensor, **scale: Any) -> Tensor:
+        if out_dtype is None:
+            return plain_addmm(x, a, b, out=out, **scale)
+        assert add
+        assert a.dtype == b.dtype == torch.bfloat16
+        return plain_addmm(x, a.float(), b.float(), out=out)
+
+    wanted = add
+    monkeypatch.setattr(linear_head, "_widens", lambda kind, *, add: wanted or not add)
+    monkeypatch.setattr(torch, "mm", mm)
+    monkeypatch.setattr(torch, "addmm", addmm)
+    monkeypatch.setitem(linear_head._TILE_ELEMENTS, "cpu", 2**11)
+
+
+@pytest.mark.parametrize("add", [False, True])
+@pytest.mark.parametrize("logits", [torch.bfloat16, torch.float32])
+def test_products_of_bf16_factors_may_be_added_in_float32(
+    monkeypatch: pytest.MonkeyPatch, logits: torch.dtype, add: bool
+) -> None:
+    widening(monkeypatch, add=add)
+    hidden, weight, bias, _, _ = tensors(n=1, t=32, h=64, v=100, dtype=torch.bfloat16)
+    head = Head(weight, bias, logits, operand=torch.bfloat16)
+    assert len(head._tiles(hidden[0])) > 2
+    out = torch.empty(32, 100, dtype=logits)
+    head.write_logits(hidden[0], out)
+    exact = hidden[0].double() @ weight.double().t() + bias.double()
+    torch.testing.assert_close(out.double(), exact, rtol=2**-8, atol=1e-4 if logits == torch.float32 else 2**-6)
+
+    total = torch.empty(100, 64)
+    for first in (True, False):
+        head.add_weight_gradient(out, hidden[0], total, first=first)
+    narrow = out.bfloat16().double()  # the gradient of float32 logits is rounded for the product
+    exactly, roughly = {"rtol": 1e-5, "atol": 1e-3}, {"rtol": 2**-7, "atol": 0.5}
+    want = 2 * narrow.t() @ hidden[0].double()
+    torch.testing.assert_close(total.double(), want, **(exactly if add else roughly))
+    states = head.hidden_gradient(out)
+    assert states.dtype == logits
+    want = narrow @ weight.double()
+    torch.testing.assert_close(states.double(), want, **(exactly if add and logits == torch.float32 else roughly))
 
 
 @pytest.mark.parametrize("lead", [(0,), (2, 0), (3,)])
