@@ -37,6 +37,7 @@ class Loop:
     exponentials: float
     loads: int
     wide_loads: int
+    small_loads: int  # of less than 4 bytes
     meetings: int  # barriers and shuffles
     local: int  # loads from and stores to the stack
 
@@ -106,17 +107,19 @@ def inner_loops(listing: Listing) -> Iterator[Listing]:
 def read_loop(body: Listing, vector: int) -> Loop | None:
     """None where the loop is not hot. What is hot loads at most twice for each `vector` logits, that is 16 bytes."""
     opcodes = [code for code, _ in body]
+    loads = [code for code in opcodes if code.startswith("LDG")]
     count = Counter(code.split(".")[0] for code in opcodes)
     logits = sum(code.startswith("MUFU.EX2") for code in opcodes) // vector * vector
-    if not 0 < count["LDG"] * vector <= 2 * logits:
+    if not 0 < len(loads) * vector <= 2 * logits:
         return None
     return Loop(
-        shifted=count["LDG"] * vector > logits,
+        shifted=len(loads) * vector > logits,
         groups=logits // vector,
         per_logit=round(len(body) / logits, 2),
         exponentials=round(count["MUFU"] / logits, 3),
-        loads=count["LDG"],
-        wide_loads=sum(code.startswith("LDG") and ".128" in code for code in opcodes),
+        loads=len(loads),
+        wide_loads=sum(".128" in code for code in loads),
+        small_loads=sum(re.search(r"\.[US](8|16)\b", code) is not None for code in loads),
         meetings=sum(count[name] for name in ("BAR", "SHFL", "WARPSYNC", "UCGABAR_ARV", "UCGABAR_WAIT")),
         local=count["LDL"] + count["STL"],
     )

@@ -69,6 +69,7 @@ def test_sixteen_bytes_take_one_load_or_two_where_rows_are_shifted(loops: list[t
         assert loop.groups == 4, (kernel, loop)
         assert loop.loads == (8 if loop.shifted else 4), (kernel, loop)
         assert loop.shifted or loop.wide_loads == 4, (kernel, loop)
+        assert loop.small_loads == 0, (kernel, loop)
 
 
 def test_threads_do_not_meet_inside_the_loop(loops: list[tuple[Kernel, Loop]]) -> None:
