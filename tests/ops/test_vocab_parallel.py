@@ -214,18 +214,55 @@ def test_merged_slices_are_the_row(data: st.DataObject, seed: int, fill: str) ->
 
 
 def test_a_row_of_minus_infinity_only_has_no_mass(backend: BackendUnderTest) -> None:
-    missing = dispatch.no_gradients(backend.name)
-    if missing is not None:
-        pytest.skip(missing)
     logits = torch.full((1, 3, 40), -math.inf, device=backend.device)
     logits[0, 1, 7], logits[0, 2, 7] = math.nan, 1.0
-    ids, active = torch.zeros(1, 3, dtype=torch.int64, device=backend.device), torch.ones(1, 3, device=backend.device)
-    scored = dispatch.load(backend.name).score_rows(
-        [logits], ids, active.bool(), temperature=1.0, entropy=True, normaliser=True
-    )
-    peak, mass = scored[0, 3:, 0].cpu()
+    ids = torch.zeros((1, 3), dtype=torch.int64, device=backend.device)
+    scored = scores_with_normaliser(backend, logits, ids)
+    peak, mass = scored[3:, 0].cpu()
     assert mass[0] == -math.inf
     assert peak[0].isfinite()
     assert mass[1].isnan()
-    assert float(peak[2] + mass[2]) == pytest.approx(math.log2(math.e))
-    assert scored[0, :3, 0, :2].isnan().all()
+    assert float(peak[2] + mass[2]) == pytest.approx(math.log2(math.e) / 0.7)
+    assert scored[:3, 0, :2].isnan().all()
+    rows = gradient(backend, logits, ids, scored[3:], scored.new_ones((3, 1, 3)))
+    assert rows[0, :2].isnan().all()  # as a whole row it is none
+
+
+@pytest.mark.parametrize("kind", ["holes", "broken"])
+def test_every_backend_makes_the_row_of_its_slices(backend: BackendUnderTest, kind: str) -> None:
+    x = case(kind)
+    logits = x["student"].where(x["mask"][..., None], 0).to(backend.device)
+    ids = x["ids"].where(x["mask"], 0).to(backend.device)
+    whole, slopes = scores_with_normaliser(backend, logits, ids), x["slopes"].to(backend.device)
+    want = gradient(backend, logits, ids, whole[3:], slopes)
+    received, parts, start = [], [], 0
+    for size in SIZES[3]:
+        here = (ids >= start) & (ids < start + size)
+        parts.append((logits[..., start : start + size], (ids - start).where(here, 0), here))
+        row = scores_with_normaliser(backend, *parts[-1][:2])
+        received.append(torch.stack((row[0].where(here, vocab_exchange.NOT_OWNED), row[3], row[4], row[2])))
+        start += size
+    merged = vocab_exchange._merged(torch.stack(received)[:, None].double())[0].float()
+    torch.testing.assert_close(merged[:3], whole[:3], atol=4e-6, rtol=2e-6, equal_nan=True)
+    a, b, c = slopes
+    got = [
+        gradient(backend, part, column, merged[3:], torch.stack((a.where(here, 0), b, c)))
+        for part, column, here in parts
+    ]
+    torch.testing.assert_close(torch.cat(got, -1), want, atol=4e-6, rtol=2e-6, equal_nan=True)
+
+
+def scores_with_normaliser(backend: BackendUnderTest, logits: Tensor, ids: Tensor) -> Tensor:
+    missing = dispatch.no_gradients(backend.name)
+    if missing is not None:
+        pytest.skip(missing)
+    active = torch.ones_like(ids, dtype=torch.bool)
+    options: dict[str, Any] = {"temperature": 0.7, "entropy": True, "normaliser": True}
+    return dispatch.load(backend.name).score_rows([logits], ids, active, **options)[0]
+
+
+def gradient(backend: BackendUnderTest, logits: Tensor, ids: Tensor, normaliser: Tensor, abc: Tensor) -> Tensor:
+    out, active = torch.empty_like(logits), torch.ones_like(ids, dtype=torch.bool)
+    module = dispatch.load(backend.name)
+    module.gradient_rows(logits, ids, active, normaliser.contiguous(), abc, temperature=0.7, out=out)
+    return out
