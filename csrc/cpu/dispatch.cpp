@@ -1,4 +1,5 @@
 // Run-time choice of the instruction set. Compiled without any of them, so that it runs everywhere.
+#include <cstdlib>
 #include <stdexcept>
 
 #include "kernels.h"
@@ -6,7 +7,7 @@
 namespace stepopsd::cpu {
 namespace {
 
-std::vector<const RowKernels*> runnable() {
+std::vector<const RowKernels*> find_runnable() {
   std::vector<const RowKernels*> found{&portable_kernels};
 #if defined(STEPOPSD_X86)
   __builtin_cpu_init();  // also asks the operating system whether it saves the wide registers
@@ -21,6 +22,11 @@ std::vector<const RowKernels*> runnable() {
   return found;
 }
 
+const std::vector<const RowKernels*>& runnable() {
+  static const std::vector<const RowKernels*> found = find_runnable();
+  return found;
+}
+
 }  // namespace
 
 std::vector<std::string> supported_isas() {
@@ -29,12 +35,16 @@ std::vector<std::string> supported_isas() {
   return names;
 }
 
-const RowKernels& kernels_for(const std::string& isa) {
-  static const std::vector<const RowKernels*> found = runnable();
-  for (const RowKernels* kernels : found) {
-    if (isa == kernels->isa) return *kernels;
+const RowKernels& kernels_in_use() {
+  const char* asked = std::getenv("STEPOPSD_CPU_ISA");
+  const std::string wanted = asked ? asked : "";
+  if (wanted.empty()) return *runnable().back();
+  std::string names;
+  for (const RowKernels* kernels : runnable()) {
+    if (wanted == kernels->isa) return *kernels;
+    names += names.empty() ? kernels->isa : std::string(", ") + kernels->isa;
   }
-  throw std::invalid_argument("this machine cannot run the instruction set '" + isa + "'");
+  throw std::invalid_argument("STEPOPSD_CPU_ISA must be one of " + names + " on this machine, got '" + wanted + "'");
 }
 
 }  // namespace stepopsd::cpu

@@ -10,13 +10,18 @@
 
 namespace stepopsd::cpu {
 
-// Statistics of `vocab` contiguous elements; `scale` = log2(e) / temperature.
-using RowFn = RowStats (*)(const void* row, int64_t vocab, double scale);
+// Statistics of `vocab` contiguous elements, whose scaled logits are x * scale with scale = log2(e) / temperature.
+using RowFn = RowStats (*)(const void* row, int64_t vocab, float scale);
+
+using PowersFn = void (*)(const float* x, float* out, int64_t n);
+using ReadFn = uint64_t (*)(const void* memory, int64_t bytes);
 
 struct RowKernels {
   const char* isa;
   RowFn stats[3];         // by Dtype
   RowFn with_entropy[3];  // the same, `weighted` filled in
+  PowersFn powers[3];     // by Dtype of the logits: 2^x as the row kernels compute it; n is a multiple of 64
+  ReadFn read;            // reads and does nothing else
 };
 
 extern const RowKernels portable_kernels;
@@ -28,7 +33,8 @@ extern const RowKernels avx512_kernels;
 // What this machine can run, slowest first.
 std::vector<std::string> supported_isas();
 
-// Throws std::invalid_argument for a name that is not in supported_isas().
-const RowKernels& kernels_for(const std::string& isa);
+// The fastest that this machine can run, or the one that STEPOPSD_CPU_ISA names. Throws std::invalid_argument for a name
+// that is not in supported_isas().
+const RowKernels& kernels_in_use();
 
 }  // namespace stepopsd::cpu

@@ -28,28 +28,52 @@ struct Avx2 {
     return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
   }
 
-  static Vec exp2(Vec x) {
-    // The ends of the exponent field: -127 makes the scale 0, 128 makes it infinity. NaN passes both limits.
-    x = _mm256_min_ps(splat(128.0f), _mm256_max_ps(splat(-127.0f), x));
-    const Vec whole = _mm256_floor_ps(x);
-    const Vec f = sub(x, whole);
-    const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127));
-    return mul(power_of_fraction<Avx2>(f), _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+  static constexpr float floor = -120.0f;  // the entries are as small as 2^-5
+  static constexpr Mode first = Mode::floored;
+
+  // Adding 1.5 * 2^23 / 8 leaves 8 n + i in the low bits; moved up by 20 they add n to the exponent of the entry, from
+  // whose bits i << 20 has been taken off. The limit keeps n within the exponent's bits; NaN passes it.
+  template <bool kExact>
+  struct Powers {
+    static constexpr float kRound = 12582912.0f / 8;
+    Vec scale, limit;
+    __m256i table;
+
+    explicit Powers(float factor) : scale(splat(factor)), limit(splat(120.0f / factor)) {
+      const __m256i entries = _mm256_castps_si256(_mm256_load_ps(pow2::cubic_8::table));
+      table = _mm256_sub_epi32(entries, _mm256_slli_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), 20));
+    }
+
+    void operator()(const Group<Avx2>& x, Group<Avx2>& coarse, Group<Avx2>& fine) const {
+      using namespace pow2::cubic_8;
+      for (int v = 0; v < kGroup; ++v) {
+        const Vec low = _mm256_min_ps(limit, x[v]);
+        const Vec rounded = fma(low, scale, splat(kRound));
+        const Vec t = _mm256_fmsub_ps(low, scale, sub(rounded, splat(kRound + shift)));
+        const __m256i bits = _mm256_castps_si256(rounded);
+        const __m256i entry = _mm256_permutevar8x32_epi32(table, bits);
+        coarse[v] = _mm256_castsi256_ps(_mm256_add_epi32(entry, _mm256_slli_epi32(bits, 20)));
+        fine[v] = fma(fma(t, t, splat(c1)), t, splat(c0));
+      }
+    }
+  };
+
+  static void load(const float* p, Group<Avx2>& x) {
+    for (int v = 0; v < kGroup; ++v) x[v] = _mm256_loadu_ps(p + 8 * v);
+  }
+  static void load(const Half* p, Group<Avx2>& x) {
+    for (int v = 0; v < kGroup; ++v) {
+      x[v] = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8 * v)));
+    }
+  }
+  static void load(const Bfloat* p, Group<Avx2>& x) {
+    for (int v = 0; v < kGroup; v += 2) {
+      const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 8 * v));
+      x[v] = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
+      x[v + 1] = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+    }
   }
 
-  static void load_pair(const float* p, Vec& a, Vec& b) {
-    a = _mm256_loadu_ps(p);
-    b = _mm256_loadu_ps(p + 8);
-  }
-  static void load_pair(const Half* p, Vec& a, Vec& b) {
-    a = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-    b = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)));
-  }
-  static void load_pair(const Bfloat* p, Vec& a, Vec& b) {
-    const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    a = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
-    b = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
-  }
 };
 
 }  // namespace

@@ -1,5 +1,8 @@
-// AVX-512 (F, BW, DQ, VL). exp2 is VREDUCEPS, the polynomial and VSCALEFPS; -inf and NaN need no extra care.
+// AVX-512 (F, BW, DQ, VL).
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12's header uses undefined registers on purpose
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 
 #include "rows.h"
 
@@ -19,24 +22,51 @@ struct Avx512 {
   static float sum(Vec a) { return _mm512_reduce_add_ps(a); }
   static float top(Vec a) { return _mm512_reduce_max_ps(a); }
 
-  static Vec exp2(Vec x) {
-    const Vec f = _mm512_reduce_ps(x, 0x01);  // x - floor(x); scalef floors the same way
-    return _mm512_scalef_ps(power_of_fraction<Avx512>(f), x);
+  static constexpr float floor = -200.0f;
+  static constexpr Mode first = Mode::plain;
+
+  // Adding 1.5 * 2^23 / 16 rounds y to a multiple of 1/16 and leaves i in the low four bits, which are all that VPERMPS
+  // looks at. VSCALEFPS floors the exponent itself and goes to 0 and infinity at the ends.
+  template <bool kExact>
+  struct Powers {
+    static constexpr float kRound = 12582912.0f / 16;
+    static constexpr float kC0 = kExact ? pow2::cubic::c0 : pow2::quadratic::c0;
+    Vec scale, table;
+
+    explicit Powers(float factor)
+        : scale(splat(factor)), table(_mm512_load_ps(kExact ? pow2::cubic::table : pow2::quadratic::table)) {}
+
+    void operator()(const Group<Avx512>& x, Group<Avx512>& coarse, Group<Avx512>& fine) const {
+      static_assert(pow2::cubic::shift == pow2::quadratic::shift);
+      Group<Avx512> rounded, whole;
+      for (int v = 0; v < kGroup; ++v) rounded[v] = fma(x[v], scale, splat(kRound));
+      for (int v = 0; v < kGroup; ++v) whole[v] = sub(rounded[v], splat(kRound + pow2::cubic::shift));
+      for (int v = 0; v < kGroup; ++v) coarse[v] = _mm512_permutexvar_ps(_mm512_castps_si512(rounded[v]), table);
+      for (int v = 0; v < kGroup; ++v) fine[v] = _mm512_fmsub_ps(x[v], scale, whole[v]);
+      for (int v = 0; v < kGroup; ++v) coarse[v] = _mm512_scalef_ps(coarse[v], whole[v]);
+      for (int v = 0; v < kGroup; ++v) {
+        if constexpr (kExact) fine[v] = fma(fma(fine[v], fine[v], splat(pow2::cubic::c1)), fine[v], splat(kC0));
+        else fine[v] = fma(fine[v], fine[v], splat(kC0));
+      }
+    }
+  };
+
+  static void load(const float* p, Group<Avx512>& x) {
+    for (int v = 0; v < kGroup; ++v) x[v] = _mm512_loadu_ps(p + 16 * v);
+  }
+  static void load(const Half* p, Group<Avx512>& x) {
+    for (int v = 0; v < kGroup; ++v) {
+      x[v] = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 16 * v)));
+    }
+  }
+  static void load(const Bfloat* p, Group<Avx512>& x) {
+    for (int v = 0; v < kGroup; v += 2) {
+      const __m512i both = _mm512_loadu_si512(p + 16 * v);
+      x[v] = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+      x[v + 1] = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+    }
   }
 
-  static void load_pair(const float* p, Vec& a, Vec& b) {
-    a = _mm512_loadu_ps(p);
-    b = _mm512_loadu_ps(p + 16);
-  }
-  static void load_pair(const Half* p, Vec& a, Vec& b) {
-    a = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-    b = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 16)));
-  }
-  static void load_pair(const Bfloat* p, Vec& a, Vec& b) {
-    const __m512i both = _mm512_loadu_si512(p);
-    a = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
-    b = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
-  }
 };
 
 }  // namespace

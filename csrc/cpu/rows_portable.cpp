@@ -15,55 +15,61 @@ struct Portable {
   static Vec sub(Vec a, Vec b) { return a - b; }
   static Vec mul(Vec a, Vec b) { return a * b; }
   static Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
-  static Vec max(Vec a, Vec b) { return pick(a > b, a, b); }
+  static Vec max(Vec a, Vec b) { return a > b ? a : b; }
   static float sum(Vec a) { return (a[0] + a[2]) + (a[1] + a[3]); }
   static float top(Vec a) {
     const float low = a[0] > a[1] ? a[0] : a[1], high = a[2] > a[3] ? a[2] : a[3];
     return low > high ? low : high;
   }
 
-  static Vec exp2(Vec x) {
-    // The ends of the exponent field: below -126.5 rounds to -127, scale 0, and 128 is infinity. NaN passes both.
-    const Vec low = splat(-126.75f), high = splat(128.0f);
-    x = pick(x < low, low, x);
-    x = pick(x > high, high, x);
-    // Adding 1.5 * 2^23 leaves round(x - 1/2) in the low bits: no conversion, so NaN is no undefined behaviour.
-    const Vec magic = splat(12582912.0f);
-    const Vec shifted = (x - splat(0.5f)) + magic;
-    const Vec f = x - (shifted - magic);
-    using Unsigned = uint32_t __attribute__((vector_size(16)));
-    const Unsigned exponent = reinterpret_cast<Unsigned>(shifted) + 127;
-    return power_of_fraction<Portable>(f) * reinterpret_cast<Vec>(exponent << 23);
-  }
+  static constexpr float floor = -126.75f;  // rounds down to -127, the power 0
+  static constexpr Mode first = Mode::shifted;  // without an fma the product x * scale is not exact enough
 
-  static void load_pair(const float* p, Vec& a, Vec& b) {
-    std::memcpy(&a, p, sizeof a);
-    std::memcpy(&b, p + 4, sizeof b);
+  // Adding 1.5 * 2^23 leaves round(y - 1/2) in the low bits: no conversion, so NaN is no undefined behaviour. At 128 the
+  // exponent's bits mean infinity.
+  template <bool kExact>
+  struct Powers {
+    explicit Powers(float) {}  // always 1
+
+    void operator()(const Group<Portable>& y, Group<Portable>& coarse, Group<Portable>& fine) const {
+      using namespace pow2::quintic;
+      using Unsigned = uint32_t __attribute__((vector_size(16)));
+      const Vec high = splat(128.0f), round = splat(12582912.0f);
+      for (int v = 0; v < kGroup; ++v) {
+        const Vec low = high < y[v] ? high : y[v];
+        const Vec rounded = (low - splat(0.5f)) + round;
+        const Vec r = low - (rounded - round);
+        coarse[v] = reinterpret_cast<Vec>((reinterpret_cast<Unsigned>(rounded) + 127) << 23);
+        fine[v] = ((((splat(c5) * r + splat(c4)) * r + splat(c3)) * r + splat(c2)) * r + splat(c1)) * r + splat(1.0f);
+      }
+    }
+  };
+
+  static void load(const float* p, Group<Portable>& x) { std::memcpy(&x, p, sizeof x); }
+  static void load(const Bfloat* p, Group<Portable>& x) {
+    for (int v = 0; v < kGroup; v += 2) {
+      Bits both;
+      std::memcpy(&both, p + 4 * v, sizeof both);
+      x[v] = reinterpret_cast<Vec>(both << 16);
+      x[v + 1] = reinterpret_cast<Vec>(both & splat_bits(0xffff0000u));
+    }
   }
-  static void load_pair(const Bfloat* p, Vec& a, Vec& b) {
-    Bits both;
-    std::memcpy(&both, p, sizeof both);
-    a = reinterpret_cast<Vec>(both << 16);
-    b = reinterpret_cast<Vec>(both & splat_bits(0xffff0000u));
-  }
-  static void load_pair(const Half* p, Vec& a, Vec& b) {
-    Bits both;
-    std::memcpy(&both, p, sizeof both);
-    a = widen(both & splat_bits(0xffffu));
-    b = widen((both >> 16) & splat_bits(0xffffu));
+  static void load(const Half* p, Group<Portable>& x) {
+    for (int v = 0; v < kGroup; v += 2) {
+      Bits both;
+      std::memcpy(&both, p + 4 * v, sizeof both);
+      x[v] = widen(both & splat_bits(0xffffu));
+      x[v + 1] = widen((both >> 16) & splat_bits(0xffffu));
+    }
   }
 
  private:
-  static Vec pick(Bits mask, Vec yes, Vec no) {
-    return reinterpret_cast<Vec>((mask & reinterpret_cast<Bits>(yes)) | (~mask & reinterpret_cast<Bits>(no)));
-  }
-
   // Half to float: move exponent and mantissa into place, multiply the bias right (exact, subnormals included).
   static Vec widen(Bits half) {
     const Bits magnitude = (half & splat_bits(0x7fffu)) << 13;
     const Vec finite = reinterpret_cast<Vec>(magnitude) * splat(0x1p112f);
     const Vec special = reinterpret_cast<Vec>(magnitude | splat_bits(0x7f800000u));
-    const Vec absolute = pick(magnitude >= splat_bits(0x0f800000u), special, finite);
+    const Vec absolute = magnitude >= splat_bits(0x0f800000u) ? special : finite;
     return reinterpret_cast<Vec>(reinterpret_cast<Bits>(absolute) | ((half & splat_bits(0x8000u)) << 16));
   }
 };

@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
@@ -11,71 +12,76 @@
 namespace stepopsd::cpu {
 namespace {
 
+// One call of parallel_for.
+struct Job {
+  const std::function<void(int64_t, int64_t)>& body;
+  const int64_t count, grain;
+  std::atomic<int64_t> next{0};
+
+  void work() {
+    for (int64_t i; (i = next.fetch_add(grain, std::memory_order_relaxed)) < count;) {
+      body(i, std::min(i + grain, count));
+    }
+  }
+};
+
 class Pool {
  public:
   explicit Pool(pid_t owner) : owner_(owner) {}
 
   pid_t owner() const { return owner_; }
 
-  void run(int64_t count, int helpers, const std::function<void(int64_t)>& body) {
-    std::unique_lock<std::mutex> one_job(busy_, std::try_to_lock);
-    if (!one_job.owns_lock()) {  // another thread is inside: work alone rather than wait
-      for (int64_t i = 0; i < count; ++i) body(i);
-      return;
-    }
+  void run(Job& job, int helpers) {
+    const std::unique_lock<std::mutex> one_job(busy_, std::try_to_lock);
+    if (!one_job.owns_lock()) return job.work();  // another thread is inside: work alone rather than wait
     grow(helpers);
     {
       const std::lock_guard<std::mutex> lock(state_);
-      body_ = &body;
-      count_ = count;
-      next_.store(0, std::memory_order_relaxed);
-      wanted_ = helpers < size_ ? helpers : size_;
-      pending_ = wanted_;
-      ++job_;
+      job_ = &job;
+      wanted_ = helpers;
+      ++number_;
     }
     start_.notify_all();
-    work();
+    job.work();
     std::unique_lock<std::mutex> lock(state_);
-    done_.wait(lock, [this] { return pending_ == 0; });
+    job_ = nullptr;  // a helper that wakes up only now finds nothing to do, and nobody waits for it
+    done_.wait(lock, [this] { return inside_ == 0; });
   }
 
  private:
   void grow(int helpers) {
     for (; size_ < helpers; ++size_) {
       try {
-        std::thread([this, index = size_, seen = job_] { serve(index, seen); }).detach();
+        std::thread([this, index = size_] { serve(index); }).detach();
       } catch (const std::system_error&) {
         return;  // the system gives no more threads: fewer of them give the same bits
       }
     }
   }
 
-  void serve(int index, uint64_t seen) {
+  void serve(int index) {
     std::unique_lock<std::mutex> lock(state_);
-    for (;;) {
-      start_.wait(lock, [&] { return job_ != seen; });
-      seen = job_;
-      if (index >= wanted_) continue;
+    for (uint64_t seen = 0;;) {
+      start_.wait(lock, [&] { return number_ != seen; });
+      seen = number_;
+      if (job_ == nullptr || index >= wanted_) continue;
+      Job& job = *job_;
+      ++inside_;
       lock.unlock();
-      work();
+      job.work();
       lock.lock();
-      if (--pending_ == 0) done_.notify_one();
+      if (--inside_ == 0) done_.notify_one();
     }
   }
 
-  void work() {
-    for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count_;) (*body_)(i);
-  }
-
   const pid_t owner_;
-  std::mutex busy_;   // one job at a time
-  std::mutex state_;  // everything below but next_
+  std::mutex busy_;  // one job at a time; also guards size_
+  int size_ = 0;
+  std::mutex state_;  // everything below
   std::condition_variable start_, done_;
-  const std::function<void(int64_t)>* body_ = nullptr;
-  int64_t count_ = 0;
-  std::atomic<int64_t> next_{0};
-  uint64_t job_ = 0;
-  int wanted_ = 0, pending_ = 0, size_ = 0;
+  Job* job_ = nullptr;
+  uint64_t number_ = 0;
+  int wanted_ = 0, inside_ = 0;
 };
 
 // Never destroyed, its threads never joined: they sleep until the process ends. A forked child inherits the object but
@@ -93,12 +99,14 @@ Pool& pool() {
 
 }  // namespace
 
-void parallel_for(int64_t count, int threads, const std::function<void(int64_t)>& body) {
-  if (threads > count) threads = static_cast<int>(count);
+void parallel_for(int64_t count, int64_t grain, int threads, const std::function<void(int64_t, int64_t)>& body) {
+  Job job{body, count, grain};
+  const int64_t ranges = (count + grain - 1) / grain;
+  if (threads > ranges) threads = static_cast<int>(ranges);
   if (threads > 1) {
-    pool().run(count, threads - 1, body);
-  } else {
-    for (int64_t i = 0; i < count; ++i) body(i);
+    pool().run(job, threads - 1);
+  } else if (count > 0) {
+    body(0, count);
   }
 }
 

@@ -1,4 +1,4 @@
-// What one visit of a row of logits leaves behind, and the two numbers a caller wants from it.
+// What one visit of a row of logits (or of a piece of it) leaves behind, and the numbers a caller wants from it.
 #pragma once
 
 #include <cmath>
@@ -16,7 +16,7 @@ struct RowStats {
 
 // Expresses the sums around a new shift. Sums that are still empty stay empty, however far the shift moves.
 STEPOPSD_HD void move_shift(RowStats& s, double shift) {
-  if (s.sum > 0) {
+  if (s.sum > 0 && s.shift != shift) {
     const double down = s.shift - shift;
     const double factor = exp2(down);
     s.weighted = factor * (s.weighted + down * s.sum);
@@ -25,10 +25,25 @@ STEPOPSD_HD void move_shift(RowStats& s, double shift) {
   s.shift = shift;
 }
 
+// The statistics of two pieces together. A piece of nothing but -inf adds nothing; NaN stays NaN.
+STEPOPSD_HD RowStats merge(RowStats a, RowStats b) {
+  if (b.sum == 0) return a;
+  if (a.sum == 0) return b;
+  const double shift = a.shift > b.shift ? a.shift : b.shift;
+  move_shift(a, shift);
+  move_shift(b, shift);
+  return {shift, a.sum + b.sum, a.weighted + b.weighted};
+}
+
 // Natural log-probability of the element with scaled logit `y`. Rounding may not make it positive; NaN stays NaN.
 STEPOPSD_HD float log_prob(const RowStats& s, double y) {
   const double value = kLn2 * ((y - s.shift) - log2(s.sum));
   return static_cast<float>(value > 0 ? 0.0 : value);
+}
+
+// Natural logarithm of the sum of exponentials. NaN where there is nothing but -inf.
+STEPOPSD_HD double log_sum_exp(const RowStats& s) {
+  return s.sum == 0 ? s.sum / s.sum : kLn2 * (s.shift + log2(s.sum));
 }
 
 // Entropy in nats, at least 0. NaN stays NaN.

@@ -1,15 +1,25 @@
-"""The compiled row kernels (``csrc/``): loader, choice of instruction set, launchers. No copy of the logits is made."""
+"""The compiled CPU kernels (``csrc/cpu/``): loader, choice of instruction set, launchers. Logits are never copied.
+
+The launchers do as little as they can, since their cost counts at every call: shapes, dtypes and devices are checked by
+the public functions, and the layouts that ``dispatch.Backend`` promises are taken for granted.
+"""
 
 from __future__ import annotations
 
 import importlib
-import os
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
+from torch import Tensor
+
+from stepopsd.ops.results import STATISTICS
+from stepopsd.ops.segments import StepSegments
 
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _WEIGHT_FNS = {"sigmoid": 0, "exp": 1}
+_STEP_NORMS = {"equal_step_mean_abs": 0, "equal_step_ratio": 1, "none": 0}
+_NO_SEGMENTS = (0, 0, 0, 0)
 _REBUILD = "reinstall with a C++ compiler at hand: STEPOPSD_BUILD=native pip install <path or name>"
 
 
@@ -51,131 +61,120 @@ def isa() -> str:
     Raises:
         ValueError: ``STEPOPSD_CPU_ISA`` names one that this machine cannot run.
     """
-    names = isas()
-    wanted = os.environ.get("STEPOPSD_CPU_ISA") or names[-1]
-    if wanted not in names:
-        raise ValueError(f"STEPOPSD_CPU_ISA must be one of {', '.join(names)} on this machine, got {wanted!r}")
-    return wanted
+    name: str = _module().isa()
+    return name
 
 
-def _check_logits(name: str, logits: torch.Tensor, shape: torch.Size) -> None:
-    if logits.device.type != "cpu":
-        raise ValueError(f"{name} must be a CPU tensor, got one on {logits.device}")
-    if logits.dtype not in _DTYPES:
-        raise TypeError(f"{name} must be float32, float16 or bfloat16, got {logits.dtype}")
-    if logits.shape != shape or logits.dim() != 3 or logits.shape[-1] == 0:
-        raise ValueError(f"{name} must have shape (B, R, V) with V > 0 as the other logits, got {tuple(logits.shape)}")
-    if logits.stride(-1) != 1 and logits.shape[-1] > 1:
-        raise ValueError(f"{name} must be contiguous along the vocabulary, got stride {logits.stride(-1)}")
-
-
-def _dense(name: str, values: torch.Tensor, dtype: torch.dtype, shape: torch.Size) -> torch.Tensor:
-    if values.device.type != "cpu" or values.dtype != dtype or values.shape != shape:
-        raise ValueError(
-            f"{name} must be a CPU tensor of {dtype} with shape {tuple(shape)}, "
-            f"got {values.dtype} {tuple(values.shape)} on {values.device}"
-        )
-    return values.contiguous()
-
-
-def _describe(logits: torch.Tensor) -> tuple[int, int, int, int]:
-    return logits.data_ptr(), _DTYPES[logits.dtype], logits.stride(0), logits.stride(1)
-
-
-def pair_rows(
-    student: torch.Tensor,
-    teacher: torch.Tensor,
-    ids: torch.Tensor,
-    advantages: torch.Tensor,
-    active: torch.Tensor,
-    *,
-    alpha_clip: float,
-    lambda_mix: float,
-    weight_fn: str,
-    temperature: float,
-    entropy: bool,
-) -> torch.Tensor:
-    """Packed rows from two logits tensors, each logit read once.
+def score_rows(
+    logits: Sequence[Tensor], ids: Tensor, active: Tensor, *, temperature: float | Tensor, entropy: bool
+) -> Tensor:
+    """Log-prob of each id, log-sum-exp and entropy of every active row; each logit is read once.
 
     Args:
-        student: (B, R, V) float32, float16 or bfloat16; any batch and row strides, V contiguous.
-        teacher: As ``student``; its dtype may differ.
-        ids: (B, R) int64, in [0, V) where active.
-        advantages: (B, R) float32.
-        active: (B, R) bool. Logits of other rows are not read; these keep A, with w = 1 and zeros elsewhere.
-        alpha_clip: Half-width of the clip of w around 1.
-        lambda_mix: Share of w in the shaped advantage.
-        weight_fn: ``sigmoid`` or ``exp``.
-        temperature: Divides the logits, > 0.
+        logits: K = 1 or 2 tensors (B, R, V) of one shape, float32, float16 or bfloat16; any strides over B and R, V
+            contiguous. Dtypes and strides may differ.
+        ids: (B, R) int64, in [0, V) where active; contiguous, as the next two.
+        active: (B, R) bool. Nothing of the other rows is read, their results are 0.
+        temperature: Divides the logits, > 0; a number or (B, R) float32.
         entropy: Whether to compute the entropies, else they are 0.
 
     Returns:
-        (7, B, R) float32: shaped, weight, delta, log-prob student, teacher, entropy student, teacher. NaN or +inf
-        anywhere in an active row, or a row of nothing but -inf, gives NaN for that row alone. A row's bits depend
-        on the instruction set, not on the batch, the strides or the number of threads.
+        (K, 3, B, R) float32, in nats. Log-probs are at most 0. NaN or +inf anywhere in a row, or nothing but -inf,
+        gives NaN for that row of that tensor alone. A row's bits follow from its values, its temperature and the
+        instruction set: not from the rows beside it, its place in memory, K or the number of threads.
 
     Raises:
-        IndexError: An active row's id lies outside [0, V).
+        IndexError: An active row's id lies outside [0, V). No logit has been read then.
+        ValueError: ``STEPOPSD_CPU_ISA`` names an instruction set that this machine cannot run.
     """
-    native = _module()
-    shape, (batch, rows, vocab) = active.shape, student.shape
-    _check_logits("student", student, torch.Size((*shape, vocab)))
-    _check_logits("teacher", teacher, student.shape)
-    ids = _dense("ids", ids, torch.int64, shape)
-    advantages = _dense("advantages", advantages, torch.float32, shape)
-    active = _dense("active", active, torch.bool, shape)
-    packed = torch.empty((7, batch, rows), dtype=torch.float32)
-    bad = native.pair_rows(
-        _describe(student),
-        _describe(teacher),
+    batch, rows, vocab = logits[0].shape
+    out = torch.empty((len(logits), 3, batch, rows), dtype=torch.float32)
+    number, per_row = (temperature, 0) if isinstance(temperature, float) else (1.0, temperature.data_ptr())
+    _module().score_rows(
+        [(x.data_ptr(), _DTYPES[x.dtype], *x.stride()[:2]) for x in logits],
         ids.data_ptr(),
-        advantages.data_ptr(),
         active.data_ptr(),
-        packed.data_ptr(),
+        number,
+        per_row,
+        out.data_ptr(),
         batch,
         rows,
         vocab,
-        alpha_clip,
-        lambda_mix,
-        _WEIGHT_FNS[weight_fn],
-        temperature,
         entropy,
-        isa(),
         torch.get_num_threads(),
     )
-    if bad >= 0:
-        place = divmod(bad, rows)
-        raise IndexError(f"token_ids must lie in [0, {vocab}), got {int(ids[place])} at position {place}")
-    return packed
+    return out
 
 
-def epilogue_rows(
-    student_logprobs: torch.Tensor,
-    teacher_logprobs: torch.Tensor,
-    advantages: torch.Tensor,
-    active: torch.Tensor,
+def shape_rows(
+    student_logprobs: Tensor,
+    teacher_logprobs: Tensor,
+    advantages: Tensor,
+    active: Tensor,
+    segments: StepSegments | None,
     *,
     alpha_clip: float,
     lambda_mix: float,
     weight_fn: str,
-) -> torch.Tensor:
-    """(3, M) float32 [shaped, weight, delta] from (M,) float32 log-probs; other rows as in ``pair_rows``."""
-    native = _module()
-    shape = active.shape
-    names = ("student_logprobs", "teacher_logprobs", "advantages")
-    floats = [
-        _dense(name, values, torch.float32, shape)
-        for name, values in zip(names, (student_logprobs, teacher_logprobs, advantages), strict=True)
-    ]
-    active = _dense("active", active, torch.bool, shape)
-    packed = torch.empty((3, *shape), dtype=torch.float32)
-    native.epilogue_rows(
-        *(x.data_ptr() for x in floats),
-        active.data_ptr(),
-        packed.data_ptr(),
-        active.numel(),
+    step_norm: str,
+) -> tuple[Tensor, Tensor]:
+    """Shaped advantages, their parts and statistics from ready log-probs, in one call and one order of addition.
+
+    Args:
+        student_logprobs, teacher_logprobs, advantages: (M,) float32, contiguous.
+        active: (M,) bool, contiguous. The log-probs of other tokens are not read; these keep A, with w = 1, Δ = 0 and
+            c = 1.
+        segments: Steps for the budget, or None for no budget.
+        alpha_clip: Half-width of the clip of w around 1.
+        lambda_mix: Share of w in the shaped advantage; at 0 that is A bit for bit.
+        weight_fn: ``sigmoid`` or ``exp``.
+        step_norm: ``equal_step_mean_abs`` or ``equal_step_ratio``; not used without ``segments``.
+
+    Returns:
+        (4, M) float32 shaped, weight, delta and scale, and (17,) float64 in the order of ``results.STATISTICS``.
+    """
+    tokens = active.numel()
+    planes = torch.empty((4, tokens), dtype=torch.float32)
+    statistics = torch.empty(len(STATISTICS), dtype=torch.float64)
+    _module().shape_rows(
+        (student_logprobs.data_ptr(), teacher_logprobs.data_ptr(), advantages.data_ptr(), active.data_ptr()),
+        tokens,
+        _NO_SEGMENTS if segments is None else [x.data_ptr() for x in segments.tensors],
         alpha_clip,
         lambda_mix,
         _WEIGHT_FNS[weight_fn],
+        _STEP_NORMS[step_norm],
+        planes.data_ptr(),
+        statistics.data_ptr(),
     )
-    return packed
+    return planes, statistics
+
+
+def step_segments(step_ids: Tensor, trajectory_ids: Tensor) -> StepSegments:
+    """Tokens sorted by trajectory and step, from (M,) int64 ids; negative step ids mean in no step.
+
+    Linear in M where the steps of each trajectory come in order, and almost so where they do not.
+    """
+    tokens = step_ids.numel()
+    step_ids, trajectory_ids = step_ids.contiguous(), trajectory_ids.contiguous()
+    segments = StepSegments(*(torch.empty(n, dtype=torch.int64) for n in (tokens, tokens + 1, tokens + 1, 2)))
+    out = [x.data_ptr() for x in segments.tensors]
+    _module().step_segments(step_ids.data_ptr(), trajectory_ids.data_ptr(), tokens, out)
+    return segments
+
+
+def read_probe(memory: Tensor, threads: int | None = None) -> int:
+    """Read a contiguous tensor once and do nothing with it: the speed that no kernel can exceed, for benchmarks.
+
+    Runs on the threads and with the instruction set of ``score_rows``. Returns a number of no meaning.
+    """
+    count = torch.get_num_threads() if threads is None else threads
+    number: int = _module().read_probe(memory.data_ptr(), memory.numel() * memory.element_size(), count)
+    return number
+
+
+def powers_of_two(exponents: Tensor, dtype: torch.dtype) -> Tensor:
+    """2^x of (n,) float32 as the row kernels compute it for logits of ``dtype``; n a multiple of 64. For tests."""
+    out = torch.empty_like(exponents)
+    _module().powers(_DTYPES[dtype], exponents.data_ptr(), out.data_ptr(), exponents.numel())
+    return out

@@ -1,0 +1,24 @@
+#include "read_probe.h"
+
+#include <algorithm>
+#include <atomic>
+
+#include "thread_pool.h"
+
+namespace stepopsd::cpu {
+namespace {
+
+constexpr int64_t kChunk = 1 << 20;
+
+}  // namespace
+
+uint64_t read_probe(const void* memory, int64_t bytes, const RowKernels& kernels, int threads) {
+  std::atomic<uint64_t> all{0};
+  const char* p = static_cast<const char*>(memory);
+  parallel_for(bytes, kChunk, threads, [&](int64_t begin, int64_t end) {
+    for (; begin < end; begin += kChunk) all ^= kernels.read(p + begin, std::min(kChunk, end - begin));
+  });
+  return all;
+}
+
+}  // namespace stepopsd::cpu
