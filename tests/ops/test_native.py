@@ -99,7 +99,7 @@ def test_every_row_may_have_a_temperature_of_its_own(isa):
     assert_close(got, expected(logits, ids, temperatures.double()[..., None]))
     for place in ((0, 0), (1, 4)):
         alone = run(logits, ids, active, temperature=float(temperatures[place]))
-        assert torch.equal(alone[:, :, *place], got[:, :, *place])
+        assert torch.equal(alone[(..., *place)], got[(..., *place)])
 
 
 def test_rising_logits_move_the_reference_block_after_block(isa):

@@ -1,4 +1,4 @@
-"""The native shape kernel and segment sort against the float64 reference and a sort in Python; a run under sanitizers."""
+"""The native shape kernel against the float64 reference, the segments against a sort, the sources under sanitizers."""
 
 from __future__ import annotations
 
@@ -135,7 +135,9 @@ def test_masked_tokens_keep_their_advantage_bit_for_bit():
     assert torch.equal(masked[1:], torch.tensor([[1.0], [0.0], [1.0]]).expand_as(masked[1:]))
 
 
-@pytest.mark.parametrize("kind", ["one step", "no advantage", "nothing finite", "no active token", "no token", "one token"])
+@pytest.mark.parametrize(
+    "kind", ["one step", "no advantage", "nothing finite", "no active token", "no token", "one token"]
+)
 def test_trajectories_that_cannot_have_a_budget_are_left_alone(kind):
     t = tokens(count=0 if kind == "no token" else 1 if kind == "one token" else 50)
     if kind == "one step":
