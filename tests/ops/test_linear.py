@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import doctest
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +16,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 import stepopsd
-from stepopsd.ops import linear_head, linear_ops
+from stepopsd.ops import linear, linear_head, linear_loss, linear_ops
 from stepopsd.ops.linear import linear_shape_advantages, linear_token_logprobs
 from stepopsd.ops.linear_head import Head, default_chunk_rows
 from stepopsd.ops.linear_rows import Tokens
@@ -533,6 +536,16 @@ def test_shaping_names_mistakes() -> None:
         linear_shape_advantages(student, head, teacher, teacher_head, ids, advantages, steps)
     with pytest.raises(IndexError, match=r"token_ids must lie in \[0, 30\)"):
         linear_shape_advantages(student, head, teacher, teacher_head[:30], ids.fill_(31), advantages, step_norm="none")
+
+
+def test_examples_run() -> None:
+    page = Path(__file__).parents[2] / "docs" / "linear.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(block, {})
+    for module in (linear, linear_loss):
+        assert doctest.testmod(module).failed == 0
 
 
 def test_the_package_offers_them() -> None:
