@@ -101,8 +101,6 @@ def unavailable(name: str, device_type: str, dtype: torch.dtype = torch.float32)
     if dtype == torch.float64 and name != "torch":
         return "float64 input is computed by the torch backend only"
     module = _load(name)
-    if not isinstance(module, str) and not hasattr(module, "shape_rows"):
-        return "not ported yet"
     return module if isinstance(module, str) else module.availability(device_type)
 
 

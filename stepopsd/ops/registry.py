@@ -55,11 +55,13 @@ def shape_rows(
 ) -> tuple[Tensor, Tensor]:
     """(4, ...) rows and (17,) statistics from (...) log-probs, detached; ``backend`` is a name or "auto"."""
     tensors = (student_logprobs, teacher_logprobs, advantages, active)
-    options = (alpha_clip, lambda_mix, weight_fn, step_norm, backend)
     if not traced(*tensors):
-        return _shape_rows(*tensors, segments, *options)
+        return _shape_rows(*tensors, segments, alpha_clip, lambda_mix, weight_fn, step_norm, backend)
+    parts = [] if segments is None else segments.tensors
     with torch.no_grad():
-        shaped: tuple[Tensor, Tensor] = _shape_op(*tensors, [] if segments is None else segments.tensors, *options)
+        shaped: tuple[Tensor, Tensor] = _shape_op(
+            *tensors, parts, alpha_clip, lambda_mix, weight_fn, step_norm, backend
+        )
     return shaped
 
 
@@ -86,7 +88,7 @@ def compute_scores(
     # Said only when asked for: a backend without gradients need not know the word.
     more = {"normaliser": True} if normaliser else {}
     channels = NORMALISED_CHANNELS if normaliser else SCORE_CHANNELS
-    if name == "torch" and first.device.type == "cpu":
+    if name != "cpu" and first.device.type == "cpu":  # the native module looks itself
         layout.check_ids(ids, active, first.shape[-1])
     lead, result = ids.shape, None
     for index, blocks in layout.row_blocks(*logits):
