@@ -202,7 +202,8 @@ def test_without_gradients_the_value_is_the_same() -> None:
     with torch.no_grad():
         plain = linear_grpo_loss(*leaves(hidden, weight), ids, mask=mask, **targets(ids.shape))
     assert plain.loss.grad_fn is None
-    assert_same(linear_grpo_loss(*leaves(hidden, weight), ids, mask=mask, **targets(ids.shape)), plain)
+    trained = linear_grpo_loss(*leaves(hidden, weight), ids, mask=mask, **targets(ids.shape))
+    assert_same(trained, plain, atol=1e-5, rtol=1e-5)  # a backend without gradients scores the plain one
 
 
 @pytest.mark.parametrize("loss", ["dapo", "gspo"])
