@@ -111,6 +111,8 @@ def show(case: dict[str, Any], report: dict[str, Any]) -> None:
 def footer(report: dict[str, Any]) -> str:
     """The limits, what the columns mean, and who did not take part."""
     limits, figure = report["limits"], "median" if report["device"] == "cuda" else "minimum"
+    if report.get("threads") == 1:
+        figure = "minimum (CPU time)"
     where = f"{report['chip']}" + (f", threads: {report['threads']}" if report["device"] == "cpu" else "")
     busy = report.get("load", 0) > 0.5
     lines = [

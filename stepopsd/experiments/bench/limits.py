@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 
 import torch
 
 from stepopsd.experiments.bench.rows import Case, Rows, as_words
-from stepopsd.experiments.bench.timing import Clock, CpuClock, CudaClock, Settings, interleaved
+from stepopsd.experiments.bench.timing import Clock, CpuClock, CudaClock, Settings, interleaved, typical
 
 READ = "read only"
 
@@ -61,6 +60,6 @@ def ceilings(device: str, *, size: int | None = None) -> dict[str, float]:
         call(0)
     clock: Clock = CudaClock() if device == "cuda" else CpuClock()
     samples = interleaved(clock, calls, Settings(rounds=9))
-    best: Callable[[list[float]], float] = statistics.median if device == "cuda" else min
-    moved = source.numel() * 4
-    return {"copy": 2 * moved / best(samples["copy"].seconds), "read": moved / best(samples["read"].seconds)}
+    moved, threads = source.numel() * 4, torch.get_num_threads()
+    seconds = {name: typical(taken.summary(), device, threads) for name, taken in samples.items()}
+    return {"copy": 2 * moved / seconds["copy"], "read": moved / seconds["read"]}

@@ -17,6 +17,7 @@ from stepopsd.experiments.bench.timing import (
     captured,
     host_seconds,
     interleaved,
+    typical,
 )
 from stepopsd.ops import dispatch
 from stepopsd.ops.shaping import shape_advantages, step_segments
@@ -32,7 +33,7 @@ def overheads(device: str) -> list[dict[str, Any]]:
     """Seconds of each stage, per backend and number of tokens.
 
     Returns:
-        Records with ``backend``, ``tokens``, ``stage``, ``seconds`` (median of calls back to back) and on a GPU also
+        Records with ``backend``, ``tokens``, ``stage``, ``seconds`` (of calls back to back) and on a GPU also
         ``replay_seconds`` (without launching) and ``host_seconds`` (of the host alone); None where not to be had.
     """
     records = []
@@ -84,7 +85,7 @@ def _timed(stages: dict[str, Call], device: str) -> dict[str, dict[str, float | 
     clock: Clock = CudaClock() if device == "cuda" else CpuClock()
     found: dict[str, dict[str, float | None]] = {}
     for stage, samples in interleaved(clock, stages, SHORT).items():
-        found[stage] = {"seconds": samples.summary()["median" if device == "cuda" else "min"]}
+        found[stage] = {"seconds": typical(samples.summary(), device, torch.get_num_threads())}
     if device == "cuda":
         for stage, call in stages.items():
             found[stage]["host_seconds"] = host_seconds(call)

@@ -30,7 +30,7 @@ def draw_roofline(report: dict[str, Any], path: Path) -> Path | None:
     chosen = [case for case in cases if (case["op"], case["vocab"], case["dtype"]) == (op, vocab, dtype)]
     sheet, (axis,) = theme.figure(1, 1, row_height=4.6)
     with theme.applied():
-        handles = _lines(axis, sorted(chosen, key=lambda case: case["rows"]), report["device"])
+        handles = _lines(axis, sorted(chosen, key=lambda case: case["rows"]), report)
         handles += _ceilings(axis, report["limits"])
         axis.set_xscale("log", base=2)
         sizes = sorted({case["rows"] for case in chosen})
@@ -45,13 +45,13 @@ def draw_roofline(report: dict[str, Any], path: Path) -> Path | None:
     return theme.save(sheet, path)
 
 
-def _lines(axis: Axes, cases: list[dict[str, Any]], device: str) -> list[Line2D]:
+def _lines(axis: Axes, cases: list[dict[str, Any]], report: dict[str, Any]) -> list[Line2D]:
     """One line per contender; ours in strong colours, eager PyTorch and torch.compile in quiet ones."""
     names = dict.fromkeys(r["contender"] for case in cases for r in case["results"] if "seconds" in r)
     shown = [name for name in names if not name.endswith("entropies")]
     handles, strong = [], 0
     for name in shown:
-        points = [(c["rows"], c["bytes"] / timed(c, device)[name] / 1e9) for c in cases if name in timed(c, device)]
+        points = [(c["rows"], c["bytes"] / timed(c, report)[name] / 1e9) for c in cases if name in timed(c, report)]
         style: dict[str, Any] = {"color": theme.MUTED, "linestyle": "--", "marker": ""}
         if name in QUIET:
             style = {"color": theme.COLOURS[0], "marker": theme.marker(QUIET.index(name)), "linewidth": 1.2}

@@ -8,6 +8,7 @@ from typing import Any
 
 from stepopsd.experiments.bench.contenders import COMPILED, EAGER
 from stepopsd.experiments.bench.limits import READ
+from stepopsd.experiments.bench.timing import typical
 
 DETAILS = ("what", "time", "±", "GB/s", "of read", "speed-up", "off by", "memory")
 SUMMARY = (
@@ -32,17 +33,14 @@ def render(report: dict[str, Any]) -> str:
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
-def seconds_of(result: dict[str, Any], device: str) -> float:
-    """The figure that stands for a contender: on a GPU the median, of graph replays where there are any (the device's
-    own time); on a CPU the minimum, as other processes can only add to it."""
-    if device == "cuda":
-        return result.get("replay_seconds", result["seconds"])["median"]
-    return result["seconds"]["min"]
+def seconds_of(result: dict[str, Any], report: dict[str, Any]) -> float:
+    """The figure that stands for a contender; graph replays, the device's own time, where there are any."""
+    return typical(result.get("replay_seconds", result["seconds"]), report["device"], report.get("threads"))
 
 
-def timed(case: dict[str, Any], device: str) -> dict[str, float]:
+def timed(case: dict[str, Any], report: dict[str, Any]) -> dict[str, float]:
     """Contender -> seconds, of those that were timed, the read included."""
-    return {r["contender"]: seconds_of(r, device) for r in case["results"] if "seconds" in r}
+    return {r["contender"]: seconds_of(r, report) for r in case["results"] if "seconds" in r}
 
 
 def title(case: dict[str, Any]) -> str:
@@ -61,7 +59,7 @@ def progress(case: dict[str, Any]) -> str:
 
 def summary_row(case: dict[str, Any], report: dict[str, Any]) -> list[str]:
     """One line of the summary: our fastest backend beside the limits and the others."""
-    found = timed(case, report["device"])
+    found = timed(case, report)
     ours = {r["contender"] for r in case["results"] if r.get("ours")}
     shape = [case["op"], f"{case['rows']:,}", f"{case['vocab']:,}", case["dtype"], f"{case['masked']:.0%}"]
     entrants = {name: s for name, s in found.items() if name in ours and not name.endswith("entropies")}
@@ -82,7 +80,7 @@ def summary_row(case: dict[str, Any], report: dict[str, Any]) -> list[str]:
 
 def detail_rows(case: dict[str, Any], report: dict[str, Any]) -> list[list[str]]:
     """One line per contender, fastest first, the read on top; errors at the end."""
-    device, found = report["device"], timed(case, report["device"])
+    device, found = report["device"], timed(case, report)
     eager = found.get(EAGER[0])
     rows = []
     for result in sorted(case["results"], key=lambda r: found.get(r["contender"], float("inf"))):
@@ -173,7 +171,9 @@ def _noise(report: dict[str, Any], cases: list[dict[str, Any]]) -> str:
 
 
 def _summary_note(report: dict[str, Any]) -> str:
-    figure = "medians, of replayed graphs where calls are short" if _on_gpu(report) else "minima of interleaved samples"
+    figure = "minima of interleaved samples (with one thread, of CPU time)"
+    if _on_gpu(report):
+        figure = "medians, of replayed graphs where calls are short"
     return (
         f"Times are {figure}. GB/s counts every logit of active tokens once. *of read*: share of the bandwidth of a "
         "kernel that only reads the same bytes, timed in the same turns; *of copy*: of a large copy. Last columns: "

@@ -67,12 +67,11 @@ class Samples:
     cpu_seconds: list[float] = field(default_factory=list)
 
     def summary(self) -> dict[str, float]:
-        """Extremes, quartiles and count of the samples, and the CPU seconds of the fastest one."""
+        """Extremes, quartiles and count of the samples, and the fewest CPU seconds of one."""
         low, middle, high = quartiles(self.seconds)
-        fastest = self.seconds.index(min(self.seconds))
         return {
             "min": min(self.seconds), "q1": low, "median": middle, "q3": high, "max": max(self.seconds),
-            "samples": len(self.seconds), "cpu": self.cpu_seconds[fastest],
+            "samples": len(self.seconds), "cpu": min(self.cpu_seconds),
         }  # fmt: skip
 
 
@@ -82,6 +81,17 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
         return values[0], values[0], values[0]
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return low, middle, high
+
+
+def typical(summary: Mapping[str, float], device: str, threads: int | None) -> float:
+    """The figure that stands for ``Samples.summary``.
+
+    On a GPU the median. On a CPU the minimum, as other processes can only add to it; with one thread the CPU time where
+    that is less, as others then take turns on the core.
+    """
+    if device == "cuda":
+        return summary["median"]
+    return min(summary["min"], summary["cpu"]) if threads == 1 else summary["min"]
 
 
 def interleaved(clock: Clock, calls: Mapping[str, Call], settings: Settings) -> dict[str, Samples]:
