@@ -218,11 +218,11 @@ def find_ninja() -> str | None:
 
 
 @contextmanager
-def build_folder() -> Iterator[Path]:
+def build_folder(kind: str = "native") -> Iterator[Path]:
     """Where objects are kept from one build to the next, for one process at a time."""
     import fcntl
 
-    folder = ROOT / "build" / f"native-{sys.implementation.cache_tag}"
+    folder = ROOT / "build" / f"{kind}-{sys.implementation.cache_tag}"
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -83,7 +83,7 @@ int launch(const cuda::ShapeProblem& problem, void* stream) { return cuda::launc
 // `workspace` is the number of bytes that `launch` needs in the memory it is given.
 template <class Problem, class Make>
 void bind_launch(py::module_& m, const char* name, Make make) {
-  py::class_<Problem>(m, name)
+  py::class_<Problem>(m, name, py::module_local())
       .def(py::init(make))
       .def_property_readonly("workspace", [](const Problem& problem) { return workspace(problem); })
       .def("launch", [](Problem problem, Address memory, Address stream) {

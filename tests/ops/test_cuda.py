@@ -10,7 +10,7 @@ import torch
 
 from stepopsd.ops import cuda, dispatch, torch_backend
 from stepopsd.ops.segments import sort_steps
-from tests.ops import sanitize
+from tests.ops import emulated_cuda, sanitize
 
 
 @pytest.fixture
@@ -185,8 +185,16 @@ def test_other_dtypes_are_refused(recorder):
         cuda.score_rows([torch.zeros(1, 2, 8).double()], ids, ids.bool(), temperature=1.0, entropy=False)
 
 
-def test_what_the_sanitizer_runs_is_compared_with_float64():
-    assert sanitize.run("torch", "cpu") == 120
+def test_what_the_sanitizer_runs_agrees_with_float64_on_an_emulated_gpu(monkeypatch):
+    emulated_cuda.install(monkeypatch)
+    assert sanitize.run("cuda", "cpu") == 228
+
+
+def test_a_refused_launch_is_an_error_with_the_reason(monkeypatch):
+    emulated_cuda.install(monkeypatch)
+    ids = torch.zeros((1, 2), dtype=torch.int64)
+    with pytest.raises(RuntimeError, match="the launch failed: an error of the emulated device"):
+        cuda.score_rows([torch.zeros(1, 2, 0)], ids, ids.bool(), temperature=1.0, entropy=False)
 
 
 def test_a_wrong_result_stops_the_sanitizer_run():

@@ -18,6 +18,7 @@ from stepopsd.ops import dispatch
 from stepopsd.ops.reference import row_distribution, shape_reference
 from stepopsd.ops.results import STATISTICS
 from stepopsd.ops.segments import sort_steps
+from tests.ops import emulated_cuda
 from tests.ops.strategies import DTYPES, FILLS, LAYOUTS, lay_out, make_logits
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")  # the interpreter's NumPy
@@ -82,7 +83,9 @@ def variants() -> list[tuple[str, str]]:
 @pytest.fixture(params=variants(), ids=lambda variant: "-".join(filter(None, variant)))
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Kernels:
     name, isa = request.param
-    device = "cuda" if name == "cuda" or (name == "triton" and torch.cuda.is_available()) else "cpu"
+    device = "cuda" if name in ("cuda", "triton") and torch.cuda.is_available() else "cpu"
+    if name == "cuda" and device == "cpu":
+        emulated_cuda.install(monkeypatch)
     reason = dispatch.unavailable(name, device)
     if reason is not None:
         pytest.skip(reason)
