@@ -72,6 +72,11 @@ struct Group {
     }
   }
 
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) word[i] = T::kMinusInf;
+  }
+
   // Element k of the group, in the order of the vocabulary.
   __device__ __forceinline__ float operator[](int k) const {
     const int at = (k + kRotation) % kPerGroup<T>;

@@ -1,7 +1,7 @@
 // The CUDA launches as plain structs and functions, without templates or CUDA headers: any C++ compiler can bind them.
 //
 // Every pointer is a device pointer. Every function returns a cudaError_t as int, 0 for success, and waits for nothing.
-// Limits (cudaErrorInvalidValue): vocab < 2^31, batch * rows * splits < 2^31, tokens < 2^31.
+// Limits (cudaErrorInvalidValue): vocab <= 2^30, batch * rows * splits < 2^31, tokens < 2^31.
 #pragma once
 
 #include <cstddef>

@@ -14,7 +14,7 @@ constexpr int kStep = kScoreThreads* kPerGroup<T>;  // logits of one group per t
 // The reference moves in the outer loop, so that the inner one holds no instruction that is rarely needed. A warp
 // leaves the inner loop as a whole: its threads stay together, and each moves its reference only where it has to.
 template <class T, int kShift, bool kEntropy>
-__device__ __forceinline__ void scan_whole(Online<kEntropy>& online, const uint4* block, int trips, Scale scale) {
+__device__ __forceinline__ void scan_trips(Online<kEntropy>& online, const uint4* block, int trips, Scale scale) {
   if (trips == 0) return;
   Group<T, kShift> groups[kUnroll];
   const auto load = [&] {
@@ -34,15 +34,63 @@ __device__ __forceinline__ void scan_whole(Online<kEntropy>& online, const uint4
   }
 }
 
-// The group of logits [at, at + kPerGroup) of a row, for any shift; logits from `end` on are -inf. Nothing behind the
-// row's last logit is read, and before its first one only the rest of that logit's 16-byte block.
+// The steps that do not fill a trip, loaded together.
+template <class T, int kShift, bool kEntropy>
+__device__ __forceinline__ void scan_steps(Online<kEntropy>& online, const uint4* block, int steps, Scale scale) {
+  if (steps == 0) return;
+  Group<T, kShift> groups[kUnroll - 1];
+#pragma unroll
+  for (int g = 0; g < kUnroll - 1; ++g) {
+    if (g < steps) groups[g].load(block + g * kScoreThreads);
+    else groups[g].clear();
+  }
+  online.reach(groups, scale);
+#pragma unroll
+  for (int g = 0; g < kUnroll - 1; ++g) {
+    if (g < steps) online.add(groups[g], scale);
+  }
+}
+
+template <class T, int kShift, bool kEntropy>
+__device__ __forceinline__ void scan_whole(Online<kEntropy>& online, const uint4* block, int steps, Scale scale) {
+  const int trips = steps / kUnroll;
+  scan_trips<T, kShift>(online, block, trips, scale);
+  scan_steps<T, kShift>(online, block + trips * kUnroll * kScoreThreads, steps % kUnroll, scale);
+}
+
+// The 16-byte blocks under the group of logits [at, at + kPerGroup) of a row, and how far into them it begins. Where
+// they reach beyond `end`, its logits one by one instead, with -inf from `end` on: nothing behind the row's last logit
+// is read, and before its first one only the rest of that logit's block.
 template <class T>
-__device__ __forceinline__ void load_edge(Group<T, 0>& group, const char* row, int shift, int at, int end, int vocab) {
-  constexpr int kBytes = 4 / T::kPerWord;
-  if (at + kPerGroup<T> <= end && at + (shift == 0 ? 1 : 2) * kPerGroup<T> <= vocab) {
-    const uint4* block = reinterpret_cast<const uint4*>(row + static_cast<int64_t>(at - shift) * kBytes);
-    const uint4 a = load_twice(block), b = shift == 0 ? a : load_twice(block + 1);
-    uint32_t word[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+struct Blocks {
+  uint32_t word[8];
+  int shift;
+
+  __device__ __forceinline__ void load(const char* row, int row_shift, int at, int end) {
+    constexpr int kBytes = 4 / T::kPerWord;
+    if (at - row_shift + (row_shift == 0 ? 1 : 2) * kPerGroup<T> <= end) {
+      const uint4* block = reinterpret_cast<const uint4*>(row + static_cast<int64_t>(at - row_shift) * kBytes);
+      const uint4 a = load_twice(block), b = row_shift == 0 ? a : load_twice(block + 1);
+      word[0] = a.x, word[1] = a.y, word[2] = a.z, word[3] = a.w;
+      word[4] = b.x, word[5] = b.y, word[6] = b.z, word[7] = b.w;
+      shift = row_shift;
+      return;
+    }
+    const auto* logits = reinterpret_cast<const typename T::Bits*>(row);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      word[i] = 0, word[i + 4] = 0;
+#pragma unroll
+      for (int k = 0; k < T::kPerWord; ++k) {
+        const int here = at + i * T::kPerWord + k;
+        const auto bits = here < end ? logits[here] : static_cast<typename T::Bits>(T::kMinusInf);
+        word[i] |= static_cast<uint32_t>(bits) << (16 * k);
+      }
+    }
+    shift = 0;
+  }
+
+  __device__ __forceinline__ void align_to(Group<T, 0>& group) {
     const int words = shift / T::kPerWord;
 #pragma unroll
     for (int i = 0; i < 6; ++i) word[i] = words & 2 ? word[i + 2] : word[i];
@@ -52,68 +100,55 @@ __device__ __forceinline__ void load_edge(Group<T, 0>& group, const char* row, i
     for (int i = 0; i < 4; ++i) {
       group.word[i] = shift % T::kPerWord ? __funnelshift_r(word[i], word[i + 1], 16) : word[i];
     }
-    return;
   }
-  const auto* logits = reinterpret_cast<const typename T::Bits*>(row);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    group.word[i] = 0;
-#pragma unroll
-    for (int k = 0; k < T::kPerWord; ++k) {
-      const int here = at + i * T::kPerWord + k;
-      const auto bits = here < end ? logits[here] : static_cast<typename T::Bits>(T::kMinusInf);
-      group.word[i] |= static_cast<uint32_t>(bits) << (16 * k);
-    }
-  }
-}
+};
 
-// What is left of [begin, end) after the hot loop. All threads call it with the same `begin`.
+// The logits [begin, end) at the end of a row, fewer than a step and a group.
 template <class T, bool kEntropy>
 __device__ __forceinline__ void scan_edge(Online<kEntropy>& online, const char* row, int shift, int begin, int end,
-                                          int vocab, Scale scale) {
-  for (; begin < end; begin += kUnroll * kStep<T>) {
-    Group<T, 0> groups[kUnroll];
+                                          Scale scale) {
+  if (begin >= end) return;
+  Blocks<T> blocks[2];
 #pragma unroll
-    for (int g = 0; g < kUnroll; ++g) {
-      const int at = begin + g * kStep<T> + static_cast<int>(threadIdx.x) * kPerGroup<T>;
-      load_edge(groups[g], row, shift, at, end, vocab);
-    }
-    online.reach(groups, scale);
-#pragma unroll
-    for (int g = 0; g < kUnroll; ++g) {
-      if (begin + g * kStep<T> < end) online.add(groups[g], scale);
-    }
+  for (int g = 0; g < 2; ++g) {
+    blocks[g].load(row, shift, begin + g * kStep<T> + static_cast<int>(threadIdx.x) * kPerGroup<T>, end);
   }
+  Group<T, 0> groups[2];
+#pragma unroll
+  for (int g = 0; g < 2; ++g) blocks[g].align_to(groups[g]);
+  online.reach(groups, scale);
+#pragma unroll
+  for (int g = 0; g < 2; ++g) online.add(groups[g], scale);
 }
 
 // Logits [begin, end) of a row of `vocab`. The order in which a thread adds them follows from these numbers alone; the
-// alignment of the row only chooses between instances of the hot loop that differ in where they find each element.
+// alignment of the row only chooses between instances of the loop that differ in where they find each element.
 template <class T, bool kEntropy>
 __device__ __forceinline__ Online<kEntropy> scan(const char* row, int begin, int end, int vocab, Scale scale) {
   constexpr int kBytes = 4 / T::kPerWord;
   const int shift = static_cast<int>(reinterpret_cast<uintptr_t>(row) % 16) / kBytes;
   // A shifted group reads one block further than its own: that block must lie in the row.
   const int room = vocab - begin - kPerGroup<T>;
-  const int trips = max(0, min(end - begin, room)) / (kUnroll * kStep<T>);
+  const int steps = max(0, min(end - begin, room)) / kStep<T>;
   const uint4* block = reinterpret_cast<const uint4*>(row + static_cast<int64_t>(begin - shift) * kBytes) + threadIdx.x;
 
   Online<kEntropy> online;
   switch (shift) {
-    case 0: scan_whole<T, 0>(online, block, trips, scale); break;
-    case 1: scan_whole<T, 1>(online, block, trips, scale); break;
-    case 2: scan_whole<T, 2>(online, block, trips, scale); break;
-    case 3: scan_whole<T, 3>(online, block, trips, scale); break;
+    case 0: scan_whole<T, 0>(online, block, steps, scale); break;
+    case 1: scan_whole<T, 1>(online, block, steps, scale); break;
+    case 2: scan_whole<T, 2>(online, block, steps, scale); break;
+    case 3: scan_whole<T, 3>(online, block, steps, scale); break;
     default:
       if constexpr (T::kPerWord == 2) {
         switch (shift) {
-          case 4: scan_whole<T, 4>(online, block, trips, scale); break;
-          case 5: scan_whole<T, 5>(online, block, trips, scale); break;
-          case 6: scan_whole<T, 6>(online, block, trips, scale); break;
-          case 7: scan_whole<T, 7>(online, block, trips, scale); break;
+          case 4: scan_whole<T, 4>(online, block, steps, scale); break;
+          case 5: scan_whole<T, 5>(online, block, steps, scale); break;
+          case 6: scan_whole<T, 6>(online, block, steps, scale); break;
+          case 7: scan_whole<T, 7>(online, block, steps, scale); break;
         }
       }
   }
-  scan_edge<T>(online, row, shift, begin + trips * kUnroll * kStep<T>, end, vocab, scale);
+  scan_edge<T>(online, row, shift, begin + steps * kStep<T>, end, scale);
   return online;
 }
 

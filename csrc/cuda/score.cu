@@ -10,7 +10,7 @@
 namespace stepopsd::cuda {
 namespace {
 
-constexpr int64_t kMaxGrid = 0x7fffffff;
+constexpr int64_t kMaxGrid = 0x7fffffff, kMaxVocab = 1 << 30;
 
 cudaError_t ask_for_clusters(int device, bool& there) {
   const DeviceGuard guard(device);
@@ -93,7 +93,7 @@ cudaError_t launch_merge(const ScoreProblem& problem, const ScoreArgs& args, cud
 
 bool valid(const ScoreProblem& problem) {
   const int64_t splits = splits_of(problem.vocab).count;
-  return (problem.tensors == 1 || problem.tensors == 2) && problem.vocab > 0 && problem.vocab <= kMaxGrid &&
+  return (problem.tensors == 1 || problem.tensors == 2) && problem.vocab > 0 && problem.vocab <= kMaxVocab &&
          problem.batch >= 0 && problem.rows >= 0 &&
          (problem.rows == 0 || problem.batch <= kMaxGrid / splits / problem.rows);
 }

@@ -80,5 +80,9 @@ double decode(uint32_t bits, stepopsd::Dtype dtype);
 
 }  // namespace check
 
-void score_cases(bool quick);
-void shape_cases(bool quick);
+struct Case {
+  const char* name;
+  void (*run)();
+};
+std::vector<Case> score_cases();
+std::vector<Case> shape_cases();

@@ -74,29 +74,28 @@ T __shfl_down_sync(unsigned, T value, int by) {
   return exchange_lanes(value, from < emulation::kWarp ? from : emulation::self.lane);
 }
 
-// The runtime: one device, one stream, and every call done when it returns.
+// The runtime: every call is done when it returns. Device 0 has thread-block clusters, device 1 has none.
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidDevice = 101 };
 inline const char* cudaGetErrorString(cudaError_t) { return "an error of the emulated device"; }
 
 using cudaStream_t = void*;
 
-// What the emulated device says of itself.
-struct EmulatedDevice {
-  bool clusters = true;
-};
-inline EmulatedDevice emulated_device;
+inline thread_local int current_device = 0;
 
-inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-inline cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
+inline cudaError_t cudaGetDevice(int* device) { return *device = current_device, cudaSuccess; }
+inline cudaError_t cudaSetDevice(int device) {
+  if (device < 0 || device > 1) return cudaErrorInvalidDevice;
+  return current_device = device, cudaSuccess;
+}
 
 enum cudaDeviceAttr { cudaDevAttrClusterLaunch };
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  return *value = emulated_device.clusters, cudaSuccess;
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int device) {
+  return *value = device == 0, cudaSuccess;
 }
 struct cudaFuncAttributes { int ptxVersion; };
 template <class Kernel>
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel) {
-  return attributes->ptxVersion = emulated_device.clusters ? 90 : 80, cudaSuccess;
+  return attributes->ptxVersion = current_device == 0 ? 90 : 80, cudaSuccess;
 }
 
 inline cudaError_t cudaMemsetAsync(void* target, int value, size_t bytes, cudaStream_t) {
@@ -119,6 +118,7 @@ template <class... Params, class... Args>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...), Args&&... args) {
   emulation::Launch launch{config->gridDim, config->blockDim};
   if (config->numAttrs > 0) launch.cluster = config->attrs[0].val.clusterDim.x;
+  if (launch.cluster > 1 && current_device != 0) return cudaErrorInvalidValue;
   emulation::run(launch, [&] { kernel(args...); });
   return cudaSuccess;
 }

@@ -1,5 +1,10 @@
 #include "machine.h"
 
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <climits>
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
@@ -50,31 +55,26 @@ class Pool {
 
 // The threads that run one cluster (or one block) after another.
 struct Team {
-  Team(unsigned threads) : barrier(threads) {}
+  explicit Team(unsigned threads) : barrier(threads) {}
   Barrier barrier;
   std::unique_ptr<Cluster> cluster;
-  unsigned index = 0;  // of the cluster in the grid
 };
 
-void run_member(const Launch& launch, Team& team, unsigned member, std::atomic<unsigned>& next,
+// Runs every `teams`-th cluster from `first` on: which team has which follows from the launch alone.
+void run_member(const Launch& launch, Team& team, unsigned first, unsigned teams, unsigned member,
                 const std::function<void()>& body) {
-  const unsigned threads = launch.block.x, per_row = launch.grid.x / launch.cluster, count = per_row * launch.grid.y;
+  const unsigned threads = launch.block.x, per_row = launch.grid.x / launch.cluster;
   unsigned rounds = 0;
   const auto meet = [&] {
     team.barrier.arrive(std::memory_order_acq_rel);
     team.barrier.wait(++rounds);
   };
-  for (;;) {
-    if (member == 0) {
-      // Relaxed, and the work in no order at all: a team learns nothing from it about the others' memory.
-      team.index = next.fetch_add(1, std::memory_order_relaxed);
-      team.cluster = std::make_unique<Cluster>(launch.cluster, threads);
-    }
+  for (unsigned index = first; index < per_row * launch.grid.y; index += teams) {
+    if (member == 0) team.cluster = std::make_unique<Cluster>(launch.cluster, threads);
     meet();
-    if (team.index >= count) return;
     self = Thread{};
     threadIdx = Dim3(member % threads, 0, 0);
-    blockIdx = Dim3(team.index % per_row * launch.cluster + member / threads, team.index / per_row, 0);
+    blockIdx = Dim3(index % per_row * launch.cluster + member / threads, index / per_row, 0);
     gridDim = launch.grid;
     self.home = team.cluster->blocks[member / threads].get();
     self.warp = self.home->warps[member % threads / kWarp].get();
@@ -86,12 +86,16 @@ void run_member(const Launch& launch, Team& team, unsigned member, std::atomic<u
 
 }  // namespace
 
+// The system call itself, since atomic::wait brings counters of its own, which would order what must stay unordered.
 void Barrier::arrive(std::memory_order order) {
-  if ((arrived_.fetch_add(1, order) + 1) % members_ == 0) arrived_.notify_all();
+  if ((arrived_.fetch_add(1, order) + 1) % members_ != 0) return;
+  syscall(SYS_futex, &arrived_, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
 }
 
 void Barrier::wait(unsigned phase) {
-  for (unsigned now; (now = arrived_.load(std::memory_order_acquire)) < phase * members_;) arrived_.wait(now);
+  for (unsigned now; (now = arrived_.load(std::memory_order_acquire)) < phase * members_;) {
+    syscall(SYS_futex, &arrived_, FUTEX_WAIT_PRIVATE, now, nullptr, nullptr, 0);
+  }
 }
 
 Block::Block(int threads) : barrier(static_cast<unsigned>(threads)) {
@@ -112,8 +116,13 @@ void run(const Launch& launch, const std::function<void()>& body) {
   const unsigned count = size >= kTeamThreads ? 1 : kTeamThreads / size;
   std::vector<std::unique_ptr<Team>> teams;
   for (unsigned t = 0; t < count; ++t) teams.push_back(std::make_unique<Team>(size));
-  std::atomic<unsigned> next{0};
-  pool.run(size * count, [&](unsigned i) { run_member(launch, *teams[i / size], i % size, next, body); });
+  Barrier gate(size * count);
+  pool.run(size * count, [&](unsigned i) {
+    // All have woken before one begins: who woke late would else have seen what the early ones did.
+    gate.arrive(std::memory_order_relaxed);
+    gate.wait(1);
+    run_member(launch, *teams[i / size], i / size, count, i % size, body);
+  });
 }
 
 void sync_block() {

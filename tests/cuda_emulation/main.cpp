@@ -1,4 +1,5 @@
-// Runs the kernels' cases on the emulated GPU: `driver score|shape [quick]`. Exit status 1 when one fails.
+// Runs the kernels' cases on the emulated GPU: `driver [case ...]`, by default all. Exit status 1 when one fails.
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <string>
@@ -53,12 +54,18 @@ double decode(uint32_t bits, stepopsd::Dtype dtype) {
 }  // namespace check
 
 int main(int count, char** words) {
-  const std::string what = count > 1 ? words[1] : "";
-  const bool quick = count > 2 && std::string(words[2]) == "quick";
-  if (what == "score") score_cases(quick);
-  else if (what == "shape") shape_cases(quick);
-  else return 2;
-  std::printf("%s: %d failures\n", what.c_str(), check::failures);
-  std::fflush(stdout);
-  return check::failures == 0 ? 0 : 1;
+  std::vector<Case> cases = score_cases();
+  for (const Case& each : shape_cases()) cases.push_back(each);
+  const std::vector<std::string> wanted(words + 1, words + count);
+  int found = 0;
+  for (const Case& each : cases) {
+    if (!wanted.empty() && std::find(wanted.begin(), wanted.end(), each.name) == wanted.end()) continue;
+    ++found;
+    const int before = check::failures;
+    each.run();
+    std::printf("%s: %d failures\n", each.name, check::failures - before);
+    std::fflush(stdout);
+  }
+  const bool all_known = wanted.empty() || found == static_cast<int>(wanted.size());
+  return !all_known ? 2 : check::failures == 0 ? 0 : 1;
 }

@@ -1,117 +1,22 @@
 // The score kernel against sums in double, on rows whose values, places and lengths are chosen to hurt.
 #include <cuda_runtime.h>
 
-#include "check.h"
-#include "online.cuh"
+#include <sys/mman.h>
 
-using stepopsd::Dtype;
+#include "online.cuh"
+#include "score_problem.h"
+
+using check::Call;
+using check::Dtype;
+using check::Exact;
+using check::kDtypes;
+using check::kNames;
+using check::Logits;
+using check::Truth;
+using check::truth;
 namespace cuda = stepopsd::cuda;
 
 namespace {
-
-using check::Exact;
-
-constexpr Dtype kDtypes[] = {Dtype::f32, Dtype::f16, Dtype::bf16};
-const char* const kNames[] = {"f32", "f16", "bf16"};
-
-// (batch, rows, vocab) logits that begin `offset` elements into an allocation and end where it ends. What belongs to no
-// row, and every row that nobody fills, is NaN.
-struct Logits {
-  Logits(Dtype dtype_, int64_t batch_, int64_t rows_, int64_t vocab_, int64_t offset_, int64_t padding)
-      : dtype(dtype_), batch(batch_), rows(rows_), vocab(vocab_), offset(offset_), row_stride(vocab_ + padding),
-        batch_stride(rows_ * row_stride + padding),
-        memory((offset_ + (batch_ - 1) * batch_stride + (rows_ - 1) * row_stride + vocab_) * element_size(dtype_)) {}
-
-  int64_t at(int64_t row) const { return offset + row / rows * batch_stride + row % rows * row_stride; }
-
-  void put(int64_t row, int64_t i, double value) {
-    const uint32_t bits = check::encode(value, dtype);
-    const int64_t size = element_size(dtype);
-    std::memcpy(memory.get() + (at(row) + i) * size, &bits, static_cast<size_t>(size));
-  }
-
-  double get(int64_t row, int64_t i) {
-    uint32_t bits = 0;
-    const int64_t size = element_size(dtype);
-    std::memcpy(&bits, memory.get() + (at(row) + i) * size, static_cast<size_t>(size));
-    return check::decode(bits, dtype);
-  }
-
-  void fill(int64_t row, check::Random& random, double spread, double centre = 0) {
-    for (int64_t i = 0; i < vocab; ++i) put(row, i, centre + spread * random.normal());
-  }
-
-  cuda::Logits view() { return {memory.get() + offset * element_size(dtype), dtype, batch_stride, row_stride}; }
-
-  Dtype dtype;
-  int64_t batch, rows, vocab, offset, row_stride, batch_stride;
-  Exact<char> memory;
-};
-
-struct Call {
-  std::vector<Logits*> logits;
-  std::vector<int64_t> ids;
-  std::vector<char> active;
-  double temperature = 1;
-  std::vector<float> temperatures;
-  bool entropy = true;
-  cuda::Merge merge = cuda::Merge::automatic;
-
-  // (tensors, 3, rows)
-  std::vector<float> run() const {
-    const int64_t total = static_cast<int64_t>(ids.size()), count = static_cast<int64_t>(logits.size());
-    Exact<int64_t> id(total);
-    Exact<bool> on(total);
-    Exact<float> degrees(total), out(count * 3 * total);
-    for (int64_t i = 0; i < total; ++i) {
-      on[i] = active[static_cast<size_t>(i)] != 0;
-      if (on[i]) id[i] = ids[static_cast<size_t>(i)];
-      if (on[i] && !temperatures.empty()) degrees[i] = temperatures[static_cast<size_t>(i)];
-    }
-    cuda::ScoreProblem problem = {};
-    for (int64_t k = 0; k < count; ++k) problem.logits[k] = logits[static_cast<size_t>(k)]->view();
-    problem.tensors = static_cast<int>(count);
-    problem.ids = id.get();
-    problem.active = on.get();
-    problem.temperature = temperature;
-    problem.temperatures = temperatures.empty() ? nullptr : degrees.get();
-    problem.batch = logits[0]->batch;
-    problem.rows = logits[0]->rows;
-    problem.vocab = logits[0]->vocab;
-    problem.entropy = entropy;
-    problem.out = out.get();
-    problem.merge = merge;
-    Exact<char> workspace(static_cast<int64_t>(cuda::score_workspace(problem)));
-    problem.workspace = workspace.get();
-    if (const int error = cuda::launch_score(problem, nullptr)) check::report("launch", cuda::error_text(
-        static_cast<cudaError_t>(error)));
-    return out.copy();
-  }
-};
-
-struct Truth {
-  double log_prob, log_sum, entropy;
-};
-
-Truth truth(Logits& logits, int64_t row, int64_t id, double temperature) {
-  std::vector<double> y;
-  double top = -check::kInf, sum = 0, moment = 0;
-  bool bad = false;
-  for (int64_t i = 0; i < logits.vocab; ++i) {
-    y.push_back(logits.get(row, i) / temperature);
-    bad |= std::isnan(y.back()) || y.back() == check::kInf;
-    top = std::fmax(top, y.back());
-  }
-  if (bad || top == -check::kInf) return {check::kNan, check::kNan, check::kNan};
-  for (double value : y) {
-    const double e = std::exp(value - top);
-    sum += e;
-    if (e > 0) moment += e * (value - top);
-  }
-  const bool known = id >= 0 && id < logits.vocab;
-  return {known ? y[static_cast<size_t>(id)] - top - std::log(sum) : check::kNan, top + std::log(sum),
-          std::log(sum) - moment / sum};
-}
 
 // Runs the call and compares every number with the truth, and the kind of zero that inactive rows give.
 std::vector<float> verify(const Call& call, const std::string& where) {
@@ -148,13 +53,10 @@ Call call_on(Logits& logits, check::Random& random) {
 }
 
 // Lengths around the edges of groups, steps and trips, at every alignment that the strides give.
-void lengths_and_alignments(bool quick) {
-  const std::vector<int64_t> all = {1,  2,  7,  8,   9,   15,  16,  17,  31,  33,  63,
-                                    64, 65, 255, 256, 257, 263, 264, 265, 520, 1031};
-  const std::vector<int64_t> few = {7, 257, 264, 520};
+void lengths_and_alignments() {
   check::Random random(1);
   for (const Dtype dtype : kDtypes) {
-    for (const int64_t vocab : quick ? few : all) {
+    for (const int64_t vocab : {1, 2, 7, 8, 9, 15, 17, 31, 33, 63, 64, 65, 255, 256, 257, 263, 264, 265, 520, 1031}) {
       for (const int64_t padding : {int64_t{0}, int64_t{1}}) {
         Logits logits(dtype, 2, 5, vocab, random.below(8), padding);
         for (int64_t row = 0; row < 10; ++row) {
@@ -232,11 +134,10 @@ void extreme_values() {
   }
 }
 
-// Every number of splits, merged in clusters and through the workspace, pairs of dtypes included.
-void splits(bool quick) {
+// Every number of splits, merged in clusters and through the workspace, for a pair of two dtypes.
+void splits() {
   check::Random random(4);
-  const std::vector<int64_t> all = {16384, 24571, 33000, 65536, 66003, 8 * 8192 - 1024 + 3}, few = {33000};
-  for (const int64_t vocab : quick ? few : all) {
+  for (const int64_t vocab : {16384, 24571, 33000, 65536, 66003, 74757}) {
     Logits student(Dtype::bf16, 1, 3, vocab, 1, 3), teacher(Dtype::f32, 1, 3, vocab, 2, 0);
     for (const int64_t row : {0, 2}) student.fill(row, random, 3), teacher.fill(row, random, 3);
     student.put(0, vocab - 1, 25);
@@ -245,13 +146,12 @@ void splits(bool quick) {
     call.logits.push_back(&teacher);
     call.ids = {vocab - 1, 0, 12345};
     call.active[1] = 0;
-    std::vector<float> in_clusters;
-    for (const cuda::Merge merge : {cuda::Merge::automatic, cuda::Merge::workspace}) {
-      call.merge = merge;
-      const std::vector<float> out = verify(call, "splits of " + std::to_string(vocab));
-      if (merge == cuda::Merge::automatic) in_clusters = out;
-      check::expect(check::same_bits(out, in_clusters), "splits of " + std::to_string(vocab), "merges differ");
-    }
+    const std::string where = "splits of " + std::to_string(vocab);
+    const std::vector<float> in_clusters = verify(call, where);
+    call.merge = cuda::Merge::workspace;
+    check::expect(check::same_bits(call.run(), in_clusters), where, "the merges differ");
+    call.merge = cuda::Merge::automatic, call.device = 1;
+    check::expect(check::same_bits(call.run(), in_clusters), where, "the device without clusters differs");
   }
 }
 
@@ -286,13 +186,46 @@ void temperatures() {
 }
 
 // The device's log2(e) / temperature is the host's for every mantissa: a row's bits do not tell which of them it was.
-void scale_factors(bool quick) {
-  for (uint32_t mantissa = 0; mantissa < (1u << 23); mantissa += quick ? 4999 : 61) {
+void scale_factors() {
+  for (uint32_t mantissa = 0; mantissa < (1u << 23); mantissa += 61) {
     for (const uint32_t exponent : {100u, 126u, 127u, 150u}) {
       const float temperature = __uint_as_float(exponent << 23 | mantissa);
       const float want = static_cast<float>(stepopsd::kLog2e / temperature);
       if (cuda::scale_factor(temperature) != want) return check::report("scale factor", std::to_string(temperature));
     }
+  }
+}
+
+// Rows further apart than 32 bits count, and rows that are one and the same.
+void far_and_repeated_rows() {
+  const int64_t vocab = 1021, stride = (int64_t{1} << 31) + 3;
+  const size_t bytes = static_cast<size_t>(2 * (stride + vocab));
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) return check::report("far rows", "no address space");
+  check::Random random(7);
+  Logits near(Dtype::bf16, 1, 2, vocab, 0, 0);
+  for (int64_t row = 0; row < 2; ++row) {
+    near.fill(row, random, 3);
+    std::memcpy(static_cast<char*>(memory) + 2 * row * stride, near.memory.get() + 2 * row * vocab, 2 * vocab);
+  }
+  Exact<int64_t> ids(2);
+  Exact<bool> active(2);
+  for (int64_t row = 0; row < 2; ++row) ids[row] = 1000, active[row] = true;
+  Exact<float> out(12);
+  cuda::ScoreProblem problem = {};
+  problem.logits[0] = {memory, Dtype::bf16, 0, stride};
+  problem.logits[1] = {near.memory.get(), Dtype::bf16, 5, 0};
+  problem.tensors = 2;
+  problem.ids = ids.get(), problem.active = active.get();
+  problem.temperature = 1, problem.entropy = true;
+  problem.batch = 1, problem.rows = 2, problem.vocab = vocab;
+  problem.out = out.get();
+  check::expect(cuda::launch_score(problem, nullptr) == 0, "far rows", "the launch failed");
+  munmap(memory, bytes);
+  for (int64_t row = 0; row < 2; ++row) {
+    const Truth far = truth(near, row, 1000, 1), repeated = truth(near, 0, 1000, 1);
+    check::expect_close(out[row], far.log_prob, 1e-6, 1e-6, "far row " + std::to_string(row));
+    check::expect_close(out[6 + row], repeated.log_prob, 1e-6, 1e-6, "repeated row " + std::to_string(row));
   }
 }
 
@@ -312,15 +245,14 @@ void no_rows_and_bad_sizes() {
 
 }  // namespace
 
-void score_cases(bool quick) {
-  lengths_and_alignments(quick);
-  splits(quick);
-  pair_of_one_dtype_in_one_launch();
-  if (quick) return;
-  bits_follow_from_values();
-  extreme_values();
-  temperatures();
-  scale_factors(quick);
-  no_rows_and_bad_sizes();
-  emulated_device.clusters = false;
+std::vector<Case> score_cases() {
+  return {{"lengths_and_alignments", lengths_and_alignments},
+          {"splits", splits},
+          {"pair_of_one_dtype_in_one_launch", pair_of_one_dtype_in_one_launch},
+          {"bits_follow_from_values", bits_follow_from_values},
+          {"extreme_values", extreme_values},
+          {"temperatures", temperatures},
+          {"scale_factors", scale_factors},
+          {"far_and_repeated_rows", far_and_repeated_rows},
+          {"no_rows_and_bad_sizes", no_rows_and_bad_sizes}};
 }
