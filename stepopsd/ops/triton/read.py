@@ -26,32 +26,25 @@ def load_words(block, THREADS: tl.constexpr):
 
 
 @triton.jit
-def unpack(words, place: tl.constexpr, dtype: tl.constexpr):
-    """Logit ``place`` of a tuple of words, as fp32."""
-    if dtype == tl.float32:
-        return words[place].to(tl.float32, bitcast=True)
-    else:
-        word = words[place // 2]
-        if dtype == tl.bfloat16:  # the upper half of an fp32
-            bits = word << 16 if place % 2 == 0 else word & HIGH_HALF
-            return bits.to(tl.float32, bitcast=True)
-        else:
-            bits = word if place % 2 == 0 else word >> 16
-            return bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-
-
-@triton.jit
 def read_group(block, SHIFT: tl.constexpr, dtype: tl.constexpr, WIDTH: tl.constexpr, THREADS: tl.constexpr):
     """Read one group per thread: the logits from place ``SHIFT`` of a 16-byte block on, the rest from the next block.
 
-    Both blocks hold logits of the group, so no read leaves the row's memory pages.
+    Both blocks hold logits of the group, so no read leaves the row's memory pages. Each logit takes one operation to
+    fp32: bf16 is the upper half of one.
     """
     words = load_words(block, THREADS)
     if SHIFT > 0:
         words += load_words(block + 4, THREADS)
     logits = ()
     for place in tl.static_range(SHIFT, SHIFT + WIDTH):
-        logits += (unpack(words, place, dtype),)
+        if WIDTH == 4:
+            logits += (words[place].to(tl.float32, bitcast=True),)
+        elif dtype == tl.bfloat16:
+            bits = words[place // 2] << 16 if place % 2 == 0 else words[place // 2] & HIGH_HALF
+            logits += (bits.to(tl.float32, bitcast=True),)
+        else:
+            bits = words[place // 2] if place % 2 == 0 else words[place // 2] >> 16
+            logits += (bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32),)
     return logits
 
 

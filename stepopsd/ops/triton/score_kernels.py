@@ -42,13 +42,13 @@ def sweep_groups(row, shift, groups, scale, peak, total, moment, WIDTH: tl.const
     # The hint must follow an operation: on a mere argument it would be lost.
     boundary = tl.multiple_of((row - shift).to(tl.pointer_type(tl.int32), bitcast=True), 16)
     block = boundary + (4 * tl.arange(0, THREADS)[:, None] + tl.arange(0, 4)[None, :])
-    rest = block + groups // GROUPS * (GROUPS * 4 * THREADS)
     for s in tl.static_range(WIDTH if SHIFTED else 1):
         if shift == s:
             peak, total, moment = sweep(
                 block, groups // GROUPS, scale, peak, total, moment, s, dtype, WIDTH, THREADS, GROUPS, POLYNOMIAL,
                 ENTROPY)  # fmt: skip
             if GROUPS > 1:
+                rest = block + groups // GROUPS * (GROUPS * 4 * THREADS)
                 peak, total, moment = sweep(
                     rest, groups % GROUPS, scale, peak, total, moment, s, dtype, WIDTH, THREADS, 1, POLYNOMIAL,
                     ENTROPY)  # fmt: skip

@@ -29,7 +29,7 @@ C5 = tl.constexpr(0.001112550962716341)
 
 @triton.jit
 def exp2_by_polynomial(x):
-    """2^x for x <= 0 without the special-function unit; 0 from -127 on, and for NaN."""
+    """2^x for x in [-126, 0] without the special-function unit; below less than 2^-126, and 0 for -inf and NaN."""
     x = tl.maximum(x, NEGLIGIBLE)
     rounded = x + ROUNDER
     f = x - (rounded - ROUNDER)
@@ -39,30 +39,15 @@ def exp2_by_polynomial(x):
 
 
 @triton.jit
-def larger(x, y, PROPAGATE: tl.constexpr):
-    """Elementwise maximum, which gives NaN for NaN where it is to PROPAGATE and else the other value."""
-    if PROPAGATE:
-        return tl.maximum(x, y, propagate_nan=tl.PropagateNan.ALL)
-    else:
-        return tl.maximum(x, y)
-
-
-@triton.jit
-def largest_of_group(x, start: tl.constexpr, PROPAGATE: tl.constexpr):
-    """The largest of each thread's values ``start`` to ``start + 7`` of a tuple of (THREADS,)."""
-    top = x[start]
-    for k in tl.static_range(1, 8):
-        if start + k < len(x):
-            top = larger(top, x[start + k], PROPAGATE)
-    return top
-
-
-@triton.jit
-def largest(x, PROPAGATE: tl.constexpr):
-    """The largest of each thread's values, of a tuple of (THREADS,)."""
-    top = largest_of_group(x, 0, PROPAGATE)
-    for start in tl.static_range(8, len(x), 8):
-        top = larger(top, largest_of_group(x, start, PROPAGATE), PROPAGATE)
+def largest(x, NAN_RULE: tl.constexpr):
+    """The largest of each thread's values, of a tuple of (THREADS,), in short chains."""
+    top = x[0]
+    for start in tl.static_range(0, len(x), 8):
+        part = x[start]
+        for k in tl.static_range(1, 8):
+            if start + k < len(x):
+                part = tl.maximum(part, x[start + k], propagate_nan=NAN_RULE)
+        top = part if start == 0 else tl.maximum(top, part, propagate_nan=NAN_RULE)
     return top
 
 
@@ -85,7 +70,8 @@ def fold(x, scale, peak, total, moment, POLYNOMIAL: tl.constexpr, ENTROPY: tl.co
     ``POLYNOMIAL`` of each 8 exponentials are computed without the special-function unit. These hide a NaN, so then the
     peak must show it.
     """
-    new_peak = larger(peak, largest(x, POLYNOMIAL > 0) * scale, POLYNOMIAL > 0)
+    NAN_RULE: tl.constexpr = tl.PropagateNan.ALL if POLYNOMIAL > 0 else tl.PropagateNan.NONE
+    new_peak = tl.maximum(peak, largest(x, NAN_RULE) * scale, propagate_nan=NAN_RULE)
     drop = peak - new_peak
     keep = tl.exp2(drop)
     exponentials = ()
@@ -117,13 +103,14 @@ def merge_threads(peak, total, moment, ENTROPY: tl.constexpr):
 @triton.jit
 def statistics(logit, scale, peak, total, moment, ENTROPY: tl.constexpr):
     """Log-prob of ``logit``, log-sum-exp and entropy (0 when not asked for), in nats, and log2 of the total."""
-    # Only -inf: no distribution.
-    log_total = tl.where(total > 0.0, tl.log2(total), NAN)
-    logprob = (tl.fma(logit, scale, -peak) - log_total) * LN2
+    log_total = tl.log2(total)
+    # Only -inf: no distribution, but a part of one may have no mass.
+    log_whole = tl.where(total > 0.0, log_total, NAN)
+    logprob = (tl.fma(logit, scale, -peak) - log_whole) * LN2
     logprob = tl.where(logprob > 0.0, 0.0, logprob)
-    lse = tl.fma(peak, LN2, log_total * LN2)
+    lse = tl.fma(peak, LN2, log_whole * LN2)
     if ENTROPY:
-        entropy = (log_total - moment / total) * LN2
+        entropy = (log_whole - moment / total) * LN2
         entropy = tl.where(entropy < 0.0, 0.0, entropy)
     else:
         entropy = tl.zeros_like(total)

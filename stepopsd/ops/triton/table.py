@@ -88,8 +88,8 @@ def _cuda_launch(capability: tuple[int, int]) -> Launch:
 @lru_cache
 def _changed(launch: Launch, changes: str) -> Launch:
     names = {field.name for field in fields(Launch)}
-    values = dict(change.split("=", 1) for change in changes.split(",") if "=" in change)
-    if not values.keys() <= names or not all(value.strip().isdigit() for value in values.values()):
+    pairs = [change.partition("=")[::2] for change in changes.split(",")]
+    if any(name not in names or not number.isdigit() for name, number in pairs):
         wanted = ", ".join(sorted(names))
         raise ValueError(f"{OVERRIDE} must look like name=number,name=number with names of {wanted}, got {changes!r}")
-    return replace(launch, **{name: int(value) for name, value in values.items()})
+    return replace(launch, **{name: int(number) for name, number in pairs})
