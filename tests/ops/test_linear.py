@@ -326,6 +326,20 @@ def test_products_of_bf16_factors_may_be_added_in_float32(
     torch.testing.assert_close(states.double(), want, **(exactly if add and logits == torch.float32 else roughly))
 
 
+def test_gradients_of_many_chunks_are_added_up_in_float32() -> None:
+    weight = torch.zeros(7, 5, dtype=torch.bfloat16)
+    head = Head.build(weight, weight[:, 0], torch.bfloat16, fp32_logits=False)
+    assert head.new_weight_gradient(1, torch.bfloat16).dtype == torch.bfloat16
+    states, gradient = torch.full((1, 5), 3.0).bfloat16(), torch.full((1, 7), 0.001).bfloat16()
+    total, bias = head.new_weight_gradient(1000, torch.bfloat16), head.new_bias_gradient()
+    for chunk in range(1000):
+        head.add_weight_gradient(gradient, states, total, first=chunk == 0)
+        head.add_bias_gradient(gradient, bias)
+    exact = 1000 * gradient[0].float()
+    torch.testing.assert_close(bias, exact, rtol=1e-4, atol=0)
+    torch.testing.assert_close(total, 3 * exact[:, None].expand(7, 5), rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("lead", [(0,), (2, 0), (3,)])
 def test_no_token_gives_zero_gradients(lead: tuple[int, ...]) -> None:
     hidden, weight, bias = leaves(torch.randn(*lead, 4), torch.randn(6, 4), torch.randn(6))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import stepopsd
-from stepopsd.ops import dispatch, vocab_exchange, vocab_parallel
+from stepopsd.ops import dispatch, layout, vocab_exchange, vocab_parallel
 from tests.ops import vocab_ranks
 from tests.ops.conftest import BackendUnderTest
 from tests.ops.strategies import FILLS, make_logits
@@ -183,6 +183,18 @@ def test_misuse_is_refused(alone: dict[str, Any]) -> None:
     (slope,) = torch.autograd.grad(logprobs.sum(), logits, create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
         slope.sum().backward()
+
+
+def test_an_id_that_no_rank_has_is_nan_where_values_are_not_checked(
+    alone: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "check_ids", lambda ids, active, vocab: None)  # as on a GPU
+    logits, ids = torch.zeros(3, 4, requires_grad=True), torch.tensor([0, 4, -1])
+    scored = vocab_parallel.token_logprobs(logits, ids, entropy=True, **alone)
+    assert scored.logprobs.isnan().tolist() == [False, True, True]
+    assert scored.lse.isfinite().all()
+    (slope,) = torch.autograd.grad(scored.logprobs.sum(), logits)
+    assert slope.isnan().any(-1).tolist() == [False, True, True]
 
 
 @settings(max_examples=60, deadline=None)
