@@ -67,7 +67,7 @@ size_t shape_workspace(int64_t tokens);
 
 int launch_shape(const ShapeProblem& problem, void* stream);
 
-// Why the kernels cannot run on a device, or 0: asks the runtime for an image of each kernel that fits it.
+// Why the kernels cannot run on a device, or 0: asks the runtime for machine code or PTX that fits it.
 int check_device(int device);
 
 // "no kernel image is available for execution on the device" and the like.
