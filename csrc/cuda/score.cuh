@@ -2,10 +2,10 @@
 // (row, vocabulary split, tensor); the splits of a row are merged in a fixed order.
 //
 // Numerics: one fma and one 2^x for each logit, sums in fp32, the last steps in double. Beyond the rounding of the
-// results themselves, log-prob and log-sum-exp lie within 1e-6 of the exact values: 4e-7 is from the sums (the most seen
-// on the emulated GPU), and 2^x is within 2^-22 of itself, which moves the log of a sum by 2.4e-7 at most. The entropy
-// is the difference of two such terms and lies within 2e-6 where the logits that count span a few nats. The scale
-// log2(e) / temperature is rounded to fp32 once, so results that grow with the logits are off by 6e-8 of themselves.
+// results themselves, log-prob and log-sum-exp lie within 1e-6 of the exact values: 4e-7 is from the sums (the most
+// seen on the emulated GPU), and 2^x is within 2^-22 of itself, which moves the log of a sum by 2.4e-7 at most. The
+// entropy is the difference of two such terms and lies within 2e-6 where the logits that count span a few nats. The
+// scale log2(e) / temperature is rounded to fp32 once, so what grows with the logits is off by 6e-8 of itself.
 #pragma once
 
 #include "scan.cuh"
