@@ -58,22 +58,22 @@ struct Avx2 {
     }
   };
 
-  static void load(const float* p, Group<Avx2>& x) {
-    for (int v = 0; v < kGroup; ++v) x[v] = _mm256_loadu_ps(p + 8 * v);
+  static void load(const float* p, int64_t stride, Group<Avx2>& x) {
+    for (int v = 0; v < kGroup; ++v) x[v] = _mm256_loadu_ps(p + v * stride);
   }
-  static void load(const Half* p, Group<Avx2>& x) {
+  static void load(const Half* p, int64_t stride, Group<Avx2>& x) {
     for (int v = 0; v < kGroup; ++v) {
-      x[v] = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8 * v)));
+      const Half* at = p + v / 2 * stride + v % 2 * 8;
+      x[v] = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
     }
   }
-  static void load(const Bfloat* p, Group<Avx2>& x) {
+  static void load(const Bfloat* p, int64_t stride, Group<Avx2>& x) {
     for (int v = 0; v < kGroup; v += 2) {
-      const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 8 * v));
+      const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + v / 2 * stride));
       x[v] = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
       x[v + 1] = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
     }
   }
-
 };
 
 }  // namespace

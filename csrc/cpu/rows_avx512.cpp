@@ -51,22 +51,22 @@ struct Avx512 {
     }
   };
 
-  static void load(const float* p, Group<Avx512>& x) {
-    for (int v = 0; v < kGroup; ++v) x[v] = _mm512_loadu_ps(p + 16 * v);
+  static void load(const float* p, int64_t stride, Group<Avx512>& x) {
+    for (int v = 0; v < kGroup; ++v) x[v] = _mm512_loadu_ps(p + v * stride);
   }
-  static void load(const Half* p, Group<Avx512>& x) {
+  static void load(const Half* p, int64_t stride, Group<Avx512>& x) {
     for (int v = 0; v < kGroup; ++v) {
-      x[v] = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 16 * v)));
+      const Half* at = p + v / 2 * stride + v % 2 * 16;
+      x[v] = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
     }
   }
-  static void load(const Bfloat* p, Group<Avx512>& x) {
+  static void load(const Bfloat* p, int64_t stride, Group<Avx512>& x) {
     for (int v = 0; v < kGroup; v += 2) {
-      const __m512i both = _mm512_loadu_si512(p + 16 * v);
+      const __m512i both = _mm512_loadu_si512(p + v / 2 * stride);
       x[v] = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
       x[v + 1] = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
     }
   }
-
 };
 
 }  // namespace

@@ -45,19 +45,21 @@ struct Portable {
     }
   };
 
-  static void load(const float* p, Group<Portable>& x) { std::memcpy(&x, p, sizeof x); }
-  static void load(const Bfloat* p, Group<Portable>& x) {
+  static void load(const float* p, int64_t stride, Group<Portable>& x) {
+    for (int v = 0; v < kGroup; ++v) std::memcpy(&x[v], p + v * stride, sizeof x[v]);
+  }
+  static void load(const Bfloat* p, int64_t stride, Group<Portable>& x) {
     for (int v = 0; v < kGroup; v += 2) {
       Bits both;
-      std::memcpy(&both, p + 4 * v, sizeof both);
+      std::memcpy(&both, p + v / 2 * stride, sizeof both);
       x[v] = reinterpret_cast<Vec>(both << 16);
       x[v + 1] = reinterpret_cast<Vec>(both & splat_bits(0xffff0000u));
     }
   }
-  static void load(const Half* p, Group<Portable>& x) {
+  static void load(const Half* p, int64_t stride, Group<Portable>& x) {
     for (int v = 0; v < kGroup; v += 2) {
       Bits both;
-      std::memcpy(&both, p + 4 * v, sizeof both);
+      std::memcpy(&both, p + v / 2 * stride, sizeof both);
       x[v] = widen(both & splat_bits(0xffffu));
       x[v + 1] = widen((both >> 16) & splat_bits(0xffffu));
     }
