@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from types import SimpleNamespace
 
@@ -26,6 +27,12 @@ def module():
 def test_the_module_loads_without_a_driver_and_names_its_architectures(module):
     wanted = os.environ.get("STEPOPSD_CUDA_ARCHS", "80;90;100").split(";")
     assert cuda.architectures() == tuple(f"sm_{arch}" for arch in wanted)
+
+
+def test_its_cuda_runtime_cannot_be_mistaken_for_that_of_torch(module):
+    library = ctypes.CDLL(module.__file__)
+    assert not hasattr(library, "cudaGetDeviceCount")
+    assert hasattr(library, "PyInit__native")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a driver")
