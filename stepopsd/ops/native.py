@@ -88,7 +88,7 @@ def score_rows(
         ValueError: ``STEPOPSD_CPU_ISA`` names an instruction set that this machine cannot run.
     """
     batch, rows, vocab = logits[0].shape
-    out = torch.empty((len(logits), 3, batch, rows), dtype=torch.float32)
+    out = torch.empty(len(logits), 3, batch, rows, dtype=torch.float32)
     number, per_row = (temperature, 0) if isinstance(temperature, float) else (1.0, temperature.data_ptr())
     _module().score_rows(
         [(x.data_ptr(), _DTYPES[x.dtype], *x.stride()[:2]) for x in logits],
@@ -134,7 +134,7 @@ def shape_rows(
         (4, M) float32 shaped, weight, delta and scale, and (17,) float64 in the order of ``results.STATISTICS``.
     """
     tokens = active.numel()
-    planes = torch.empty((4, tokens), dtype=torch.float32)
+    planes = torch.empty(4, tokens, dtype=torch.float32)
     statistics = torch.empty(len(STATISTICS), dtype=torch.float64)
     _module().shape_rows(
         (student_logprobs.data_ptr(), teacher_logprobs.data_ptr(), advantages.data_ptr(), active.data_ptr()),
@@ -157,10 +157,11 @@ def step_segments(step_ids: Tensor, trajectory_ids: Tensor) -> StepSegments:
     """
     tokens = step_ids.numel()
     step_ids, trajectory_ids = step_ids.contiguous(), trajectory_ids.contiguous()
-    segments = StepSegments(*(torch.empty(n, dtype=torch.int64) for n in (tokens, tokens + 1, tokens + 1, 2)))
-    out = [x.data_ptr() for x in segments.tensors]
+    empty = step_ids.new_empty
+    tables = (empty(tokens), empty(tokens + 1), empty(tokens + 1), empty(2))
+    out = [x.data_ptr() for x in tables]
     _module().step_segments(step_ids.data_ptr(), trajectory_ids.data_ptr(), tokens, out)
-    return segments
+    return StepSegments(*tables)
 
 
 def read_probe(memory: Tensor, threads: int | None = None) -> int:
