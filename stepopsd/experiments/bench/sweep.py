@@ -133,8 +133,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stem = options.results / (options.name or f"{machine.slug(about['chip'])}-{about['date']}{threads}")
     earlier = _file(stem, "json")
     unfinished = json.loads(earlier.read_text()) if options.resume and earlier.exists() else None
-    words = sys.argv[1:] if arguments is None else arguments
-    command = " ".join(["python -m stepopsd.experiments.bench.sweep", *words])
+    command = f"python -m stepopsd.experiments.bench.sweep --device {options.device} --budget {options.budget:g}"
+    command += f" --threads {options.threads}" if options.threads else ""
     options.results.mkdir(parents=True, exist_ok=True)
     told, report = 0, {}
     for report in sweep(
