@@ -15,8 +15,10 @@ constexpr int64_t kChunk = 1 << 20;
 uint64_t read_probe(const void* memory, int64_t bytes, const RowKernels& kernels, int threads) {
   std::atomic<uint64_t> all{0};
   const char* p = static_cast<const char*>(memory);
-  parallel_for(bytes, kChunk, threads, [&](int64_t begin, int64_t end) {
-    for (; begin < end; begin += kChunk) all ^= kernels.read(p + begin, std::min(kChunk, end - begin));
+  parallel_for((bytes + kChunk - 1) / kChunk, 1, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t at = begin * kChunk; at < std::min(end * kChunk, bytes); at += kChunk) {
+      all ^= kernels.read(p + at, std::min(kChunk, bytes - at));
+    }
   });
   return all;
 }
