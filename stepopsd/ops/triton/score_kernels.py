@@ -7,13 +7,14 @@ import triton
 import triton.language as tl
 
 from stepopsd.ops.triton.read import read_edge, read_group
-from stepopsd.ops.triton.softmax import BOTTOM, NAN, fold, merge_threads, statistics
+from stepopsd.ops.triton.softmax import BOTTOM, fold, merge_threads, statistics
 
 LOG2E = tl.constexpr(1.4426950408889634)
 MOST_SPLITS = tl.constexpr(8)
-# Sizes and strides change from call to call: none of them may trigger a compilation.
-RUN_TIME = ("tensors", "channels", "rows", "inner", "vocab", "splits", "chunk", "first_base", "first_outer",
-            "first_inner", "second_base", "second_outer", "second_inner")  # fmt: skip
+# Sizes, strides and alignments change from call to call: none of them may trigger a compilation.
+MERGE_RUN_TIME = ("active", "temperatures", "out", "partial", "tensors", "channels", "rows", "splits")
+SCORE_RUN_TIME = (*MERGE_RUN_TIME, "first", "second", "ids", "inner", "vocab", "chunk", "first_base", "first_outer",
+                  "first_inner", "second_base", "second_outer", "second_inner")  # fmt: skip
 
 
 @triton.jit
@@ -74,7 +75,7 @@ def store_result(out, index, rows, channels, mask, logprob, lse, entropy, peak, 
         tl.store(place + 4 * rows, log_total, mask=mask)
 
 
-@triton.jit(do_not_specialize=RUN_TIME)
+@triton.jit(do_not_specialize=SCORE_RUN_TIME)
 def score_kernel(
     first, second, ids, active, temperatures, scale, out, partial,
     tensors, channels, rows, inner, vocab, splits, chunk,
@@ -116,7 +117,7 @@ def score_kernel(
             logits + start, shift, groups, scale, peak, total, moment, WIDTH, SHIFTED, THREADS, GROUPS, POLYNOMIAL,
             ENTROPY)  # fmt: skip
         logit = tl.load(logits + column, mask=(column >= start) & (column < stop), other=0.0).to(tl.float32)
-        logit = tl.where((column >= 0) & (column < vocab), logit, NAN)
+        logit = tl.where((column >= 0) & (column < vocab), logit, float("nan"))
         start += groups * STEP
         if start < stop:
             edge = read_edge(logits, start, stop, WIDTH, THREADS)
@@ -137,7 +138,7 @@ def score_kernel(
         store_result(out, index, rows, channels, None, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
-@triton.jit(do_not_specialize=("tensors", "channels", "rows", "splits"))
+@triton.jit(do_not_specialize=MERGE_RUN_TIME)
 def merge_kernel(active, temperatures, scale, out, partial, tensors, channels, rows, splits, BLOCK: tl.constexpr,
                  ENTROPY: tl.constexpr):  # fmt: skip
     """Merge the splits of BLOCK rows, of all tensors' rows, in the order of the vocabulary."""

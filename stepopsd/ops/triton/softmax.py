@@ -11,7 +11,6 @@ import triton
 import triton.language as tl
 
 LN2 = tl.constexpr(0.6931471805599453)
-NAN = tl.constexpr(float("nan"))
 # Start of a peak. Finite, so that no difference of two peaks is NaN, and below every logit that counts.
 BOTTOM = tl.constexpr(-1e30)
 # exp2 of this is 0 in fp32: a factor that keeps 0 * inf out of the moment without changing it.
@@ -105,7 +104,7 @@ def statistics(logit, scale, peak, total, moment, ENTROPY: tl.constexpr):
     """Log-prob of ``logit``, log-sum-exp and entropy (0 when not asked for), in nats, and log2 of the total."""
     log_total = tl.log2(total)
     # Only -inf: no distribution, but a part of one may have no mass.
-    log_whole = tl.where(total > 0.0, log_total, NAN)
+    log_whole = tl.where(total > 0.0, log_total, float("nan"))
     logprob = (tl.fma(logit, scale, -peak) - log_whole) * LN2
     logprob = tl.where(logprob > 0.0, 0.0, logprob)
     lse = tl.fma(peak, LN2, log_whole * LN2)
