@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,20 @@ LIMIT = {False: 7.0, True: 8.2}
 REST_LIMIT = 10.0  # for the up to three trips that follow, with one group per thread
 
 
-@pytest.fixture(scope="session")
-def compiled() -> dict[str, Any]:
-    """What ``tests.ops.sass`` found, from a process in which Triton compiles."""
+def ask(*command: str) -> dict[str, Any]:
+    """What a module of the tests prints, in a process in which Triton compiles."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.ops.sass", "--json"],
+        [sys.executable, "-m", *command],
         env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="session")
+def compiled() -> dict[str, Any]:
+    return ask("tests.ops.sass", "--json")
 
 
 def main_loops(compiled: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
@@ -114,3 +119,12 @@ def test_it_compiles_for_an_amd_chip_without_scratch(compiled: dict[str, Any]) -
         assert report["scratch"] == 0, report
         assert report["registers"] <= 128, report
         assert report["wide_loads"] > GROUPS, report
+
+
+def test_launches_compile_once_whatever_the_sizes_strides_and_alignments() -> None:
+    found = ask("tests.ops.jit")
+    counts = list(found["score"].items())
+    assert counts[0] == ("first", [1, 1])
+    changes = [name for (_, before), (name, after) in pairwise(counts) if after != before]
+    assert changes == ["shifted", "entropy", "own temperatures"]
+    assert found["shape"] == 1
