@@ -8,7 +8,7 @@
 namespace stepopsd::cpu {
 namespace {
 
-constexpr int64_t kChunk = 1 << 20;
+constexpr int64_t kChunk = 1 << 22;
 
 }  // namespace
 
