@@ -12,7 +12,7 @@ namespace {
 
 // Elements of a piece at most. Long pieces are read faster: what the processor fetches past the end of one is lost.
 constexpr int64_t kPiece = 1 << 17;
-constexpr int64_t kThreadedFrom = 1 << 17;   // elements to read; below, waking a thread costs more than it saves
+constexpr int64_t kThreadedFrom = 1 << 19;   // elements to read; below, waking a thread costs more than it saves
 constexpr int64_t kWorthFetching = 1 << 14;  // elements to read for one visit of the counter that threads share
 
 struct Pieces {

@@ -89,7 +89,7 @@ int main() {
       score<uint16_t>(Dtype::bf16, vocab, offset, 1);
     }
   }
-  for (int repeat = 0; repeat < 8; ++repeat) score<uint16_t>(Dtype::bf16, 140000, 1, 3);
+  for (int repeat = 0; repeat < 8; ++repeat) score<uint16_t>(Dtype::bf16, 270000, 1, 3);
   shape();
   return failures > 0;
 }
