@@ -19,7 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from stepopsd.ops.triton.score import BLOCK
+from stepopsd.ops.triton.score import BLOCK, OPTIONS
 from stepopsd.ops.triton.score_kernels import merge_kernel, score_kernel
 from stepopsd.ops.triton.table import TABLE, Launch
 
@@ -91,7 +91,7 @@ def _compile(kernel, target: GPUTarget, dtype: str, constants: dict, per_row: bo
         else:
             signature[name] = "i64" if name.startswith(("first_", "second_")) else "i32"
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-    return triton.compile(source, target=target, options={"num_warps": num_warps})
+    return triton.compile(source, target=target, options={"num_warps": num_warps, **OPTIONS})
 
 
 def disassemble(cubin: bytes) -> str:

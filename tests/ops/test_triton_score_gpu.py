@@ -73,6 +73,7 @@ def test_a_row_has_the_same_bits_in_any_batch_and_at_any_alignment(vocab: int, d
     x, y, ids = rows(300, vocab, dtype, 0), rows(300, vocab, dtype, 1), ids_for(300, vocab)
     pair = run(x, y, ids=ids)
     assert torch.equal(run(y, x, ids=ids), pair.flip(0))
+    assert torch.equal(run(x, y, ids=ids, entropy=False)[:, :2], pair[:, :2])
     for row in (0, 1, 7, 299):
         for lead in range(8):
             moved = torch.empty(vocab + lead, dtype=dtype, device="cuda")[lead:].view(1, 1, -1)

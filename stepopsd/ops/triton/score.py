@@ -13,6 +13,9 @@ from stepopsd.ops.triton.table import Launch, launch_for
 
 VECTOR_BYTES = 16
 BLOCK = 128  # rows that one program merges
+# Only the products that the kernels fuse with a sum are fused: one choice for all variants of a kernel, so that rows
+# have the same bits with and without entropies, and at every alignment.
+OPTIONS = {"enable_fp_fusion": False}
 
 
 def score_rows(
@@ -81,10 +84,10 @@ def _score(logits: Sequence[Tensor], ids: Tensor, active: Tensor, temperature: f
         first, second, ids, *shared, *sizes, inner, vocab, splits, chunk,
         *_origin(first), *_origin(second), WIDTH=width, SHIFTED=any(map(_shifted, logits)), THREADS=launch.threads,
         GROUPS=launch.groups, POLYNOMIAL=launch.polynomial if width == 8 else 0, ENTROPY=entropy,
-        num_warps=launch.num_warps,
+        num_warps=launch.num_warps, **OPTIONS,
     )  # fmt: skip
     if splits > 1:
-        merge_kernel[(-(-count * rows // BLOCK),)](*shared, *sizes, splits, BLOCK=BLOCK, ENTROPY=entropy)
+        merge_kernel[(-(-count * rows // BLOCK),)](*shared, *sizes, splits, BLOCK=BLOCK, ENTROPY=entropy, **OPTIONS)
 
 
 def _temperature(temperature: float | Tensor) -> tuple[Tensor | None, float]:
