@@ -22,7 +22,7 @@ namespace stepopsd::cpu {
 namespace {
 
 constexpr int kGroup = 4;   // vectors that walk through the arithmetic side by side
-constexpr int kAdds = 32;   // terms that one lane of one sum adds up in fp32 before double takes over
+constexpr int kAdds = 16;   // terms that one lane of one sum adds up in fp32 before double takes over
 constexpr int kSeed = 512;  // elements that give the first reference
 constexpr int kAhead = 512;  // bytes between a line that is read and the one that is asked for
 // Scaled logits around which no shift is needed: the sum is at least 2^-32, and what underflows does not count.

@@ -143,13 +143,14 @@ def test_the_largest_numbers_there_are_overflow_nothing(isa, dtype):
     torch.testing.assert_close(got[:, [LOGP, ENTROPY]].double(), want[:, [LOGP, ENTROPY]], rtol=1e-6, atol=4e-6)
 
 
-def test_many_small_terms_are_not_lost_beside_a_large_one(isa):
-    logits, ids, active = problem(vocab=151_936, rows=1)
-    for x in logits:
-        x.fill_(-16.75)  # 2^-24.2, below half an ulp of 1
-        x[..., 100] = 0.0
-    ids[:] = 100
-    assert_close(run(logits, ids, active), expected(logits, ids))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_many_small_terms_are_not_lost_beside_a_large_one(isa, dtype):
+    top = torch.linspace(-2, 2, 33).to(dtype)
+    for gap in (16.5, 16.75, 17.0):  # one term is up to half an ulp of the large one
+        x = (top.float() - gap).to(dtype)[None, :, None].expand(1, 33, 40_000).contiguous()
+        x[0, :, 100] = top
+        ids, active = torch.full((1, 33), 100), torch.ones(1, 33, dtype=torch.bool)
+        assert_close(run([x], ids, active), expected([x], ids))
 
 
 def test_an_id_with_probability_zero_gives_minus_infinity(isa):
