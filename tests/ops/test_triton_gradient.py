@@ -167,6 +167,29 @@ def test_every_place_of_the_selected_token_is_patched_once(short_trips: None) ->
             assert_rows(got, 2 * torch.eye(vocab, dtype=torch.float64)[None] - 1 / vocab)
 
 
+def test_every_element_is_written_by_one_thread() -> None:
+    import triton
+    import triton.language as tl
+
+    from stepopsd.ops.triton.gradient_kernels import single_elements, whole_blocks
+
+    @triton.jit
+    def kernel(counts, first, last, left_out, shift, vocab, whole: tl.constexpr, single: tl.constexpr):  # type: ignore[no-untyped-def]
+        start = 4 * tl.program_id(0)
+        place, inside = whole(start, first, last, left_out, 8, 4)
+        tl.atomic_add(counts + place, 1, mask=inside)
+        place, inside = single(start, start + 4, first, last, left_out, shift, vocab, 8)
+        tl.atomic_add(counts + place, 1, mask=inside)
+
+    for shift in (0, 1, 7):
+        for vocab in (1, 6, 8, 15, 16, 25):
+            for chosen in {-8, shift, (shift + vocab) // 2, shift + vocab - 1}:
+                counts = torch.zeros(64, dtype=torch.int32, device=DEVICE)
+                edges = (shift + 7) // 8, (vocab + shift) // 8
+                kernel[(2,)](counts, *edges, chosen // 8, shift, vocab, whole_blocks, single_elements)
+                assert counts.tolist() == [0] * shift + [1] * vocab + [0] * (64 - shift - vocab), (shift, vocab, chosen)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("entropy", [False, True])
 def test_the_bits_of_a_row_follow_from_its_values_alone(dtype: torch.dtype, entropy: bool) -> None:

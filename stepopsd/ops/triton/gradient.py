@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-VECTOR_BYTES = 16
+from stepopsd.ops.triton.score import OPTIONS, VECTOR_BYTES
+
 THREADS = 128
 GROUPS = 4  # 16-byte blocks that a thread has in flight
 MOST_TRIPS = 8  # of a program's loop
@@ -55,8 +56,8 @@ def gradient_rows(
         gradient_kernel[(rows * splits,)](
             logits, ids, active.view(torch.uint8), temperatures, number, normaliser, coefficients, out,
             rows, inner, vocab, splits, chunk, *logits.stride()[:2], starts[0], *out.stride()[:2],
-            WIDTH=width, MATCHED=starts == _row_starts(logits), BLOCKS=THREADS * GROUPS,
-            num_warps=_warps(),
+            WIDTH=width, MATCHED=starts == _row_starts(logits), BLOCKS=THREADS * GROUPS, num_warps=_warps(),
+            **OPTIONS,
         )  # fmt: skip
 
 
@@ -82,7 +83,7 @@ def scale_rows(rows: Tensor, factor: Tensor) -> None:
     with torch.cuda.device_of(rows):
         scale_kernel[(min(count * splits, PROGRAMS),)](
             rows, factor, count, inner, vocab, splits, chunk, starts[0], *rows.stride()[:2],
-            WIDTH=width, BLOCKS=THREADS * GROUPS, num_warps=_warps(),
+            WIDTH=width, BLOCKS=THREADS * GROUPS, num_warps=_warps(), **OPTIONS,
         )  # fmt: skip
 
 
