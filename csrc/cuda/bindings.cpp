@@ -33,7 +33,7 @@ cuda::Logits logits(const Strided& t) {
 
 cuda::ScoreProblem score_problem(const std::vector<Strided>& tensors, Address ids, Address active, double temperature,
                                  Address temperatures, int64_t batch, int64_t rows, int64_t vocab, bool entropy,
-                                 Address out, int device, int merge) {
+                                 bool normaliser, Address out, int device, int merge) {
   if (tensors.empty() || tensors.size() > 2) throw std::invalid_argument("one or two logits tensors can be scored");
   cuda::ScoreProblem problem{};
   for (size_t i = 0; i < tensors.size(); ++i) problem.logits[i] = logits(tensors[i]);
@@ -46,10 +46,39 @@ cuda::ScoreProblem score_problem(const std::vector<Strided>& tensors, Address id
   problem.rows = rows;
   problem.vocab = vocab;
   problem.entropy = entropy;
+  problem.normaliser = normaliser;
   problem.out = at<float>(out);
   problem.device = device;
   problem.merge = static_cast<cuda::Merge>(merge);
   return problem;
+}
+
+cuda::Rows rows_at(const Strided& t) { return {at<void>(std::get<0>(t)), std::get<2>(t), std::get<3>(t)}; }
+
+cuda::GradientProblem gradient_problem(const Strided& tensor, Address ids, Address active, Address normaliser,
+                                       Address coefficients, double temperature, Address temperatures, int64_t batch,
+                                       int64_t rows, int64_t vocab, const Strided& out, int device) {
+  if (std::get<1>(tensor) != std::get<1>(out)) throw std::invalid_argument("logits and gradient differ in dtype");
+  cuda::GradientProblem problem{};
+  problem.logits = logits(tensor);
+  problem.ids = at<const int64_t>(ids);
+  problem.active = at<const bool>(active);
+  problem.normaliser = at<const float>(normaliser);
+  problem.coefficients = at<const float>(coefficients);
+  problem.temperature = temperature;
+  problem.temperatures = at<const float>(temperatures);
+  problem.batch = batch;
+  problem.rows = rows;
+  problem.vocab = vocab;
+  problem.out = rows_at(out);
+  problem.device = device;
+  return problem;
+}
+
+cuda::ScaleProblem scale_problem(const Strided& tensor, Address factor, int64_t batch, int64_t rows, int64_t vocab,
+                                 int device) {
+  return {rows_at(tensor), static_cast<Dtype>(std::get<1>(tensor)), at<const float>(factor), batch, rows, vocab,
+          device};
 }
 
 cuda::ShapeProblem shape_problem(Address student, Address teacher, Address advantages, Address active, int64_t tokens,
@@ -79,6 +108,14 @@ size_t workspace(const cuda::ScoreProblem& problem) { return cuda::score_workspa
 size_t workspace(const cuda::ShapeProblem& problem) { return cuda::shape_workspace(problem.tokens); }
 int launch(const cuda::ScoreProblem& problem, void* stream) { return cuda::launch_score(problem, stream); }
 int launch(const cuda::ShapeProblem& problem, void* stream) { return cuda::launch_shape(problem, stream); }
+int launch(const cuda::GradientProblem& problem, void* stream) { return cuda::launch_gradient(problem, stream); }
+int launch(const cuda::ScaleProblem& problem, void* stream) { return cuda::launch_scale(problem, stream); }
+
+template <class Problem>
+void launch_on(const Problem& problem, Address stream) {
+  const int error = launch(problem, at<void>(stream));
+  if (error) throw std::runtime_error(std::string("the launch failed: ") + cuda::error_text(error));
+}
 
 // `workspace` is the number of bytes that `launch` needs in the memory it is given.
 template <class Problem, class Make>
@@ -89,9 +126,18 @@ void bind_launch(py::module_& m, const char* name, Make make) {
       .def("launch", [](Problem problem, Address memory, Address stream) {
         const py::gil_scoped_release no_gil;
         problem.workspace = at<void>(memory);
-        const int error = launch(problem, at<void>(stream));
-        if (error) throw std::runtime_error(std::string("the launch failed: ") + cuda::error_text(error));
+        launch_on(problem, stream);
       });
+}
+
+// A launch that needs no memory.
+template <class Problem, class Make>
+void bind_small_launch(py::module_& m, const char* name, Make make) {
+  py::class_<Problem>(m, name, py::module_local()).def(py::init(make)).def("launch", [](const Problem& problem,
+                                                                                        Address stream) {
+    const py::gil_scoped_release no_gil;
+    launch_on(problem, stream);
+  });
 }
 
 std::string version(int number) { return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10); }
@@ -126,6 +172,8 @@ void bind_cuda(py::module_& m) {
   m.def("cuda_obstacle", &obstacle);
   bind_launch<cuda::ScoreProblem>(m, "CudaScore", &score_problem);
   bind_launch<cuda::ShapeProblem>(m, "CudaShape", &shape_problem);
+  bind_small_launch<cuda::GradientProblem>(m, "CudaGradient", &gradient_problem);
+  bind_small_launch<cuda::ScaleProblem>(m, "CudaScale", &scale_problem);
 }
 
 }  // namespace stepopsd

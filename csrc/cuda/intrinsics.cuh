@@ -32,6 +32,14 @@ __device__ __forceinline__ uint4 load_twice(const uint4* p) {
   return v;
 }
 
+// 16 bytes that this thread may overwrite later: the load stays before the stores.
+__device__ __forceinline__ uint4 load_own(const uint4* p) {
+  uint4 v;
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
+  return v;
+}
+
 // One MUFU.EX2, within 2 ulp; results below the smallest normal number are 0. exp2f costs three more instructions.
 __device__ __forceinline__ float exp2_approx(float x) {
   float y;
@@ -64,6 +72,18 @@ __device__ __forceinline__ float f16_low(uint32_t word) {
 __device__ __forceinline__ float f16_high(uint32_t word) {
   float y;
   asm("{.reg .b16 low, high; mov.b32 {low, high}, %1; cvt.f32.f16 %0, high;}" : "=f"(y) : "r"(word));
+  return y;
+}
+
+// Two numbers rounded to nearest.
+__device__ __forceinline__ uint32_t pack_bf16x2(float low, float high) {
+  uint32_t y;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+  return y;
+}
+__device__ __forceinline__ uint32_t pack_f16x2(float low, float high) {
+  uint32_t y;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
   return y;
 }
 

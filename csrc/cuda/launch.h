@@ -33,7 +33,8 @@ struct ScoreProblem {
   const float* temperatures;  // (batch, rows) or null: one for each row
   int64_t batch, rows, vocab;
   bool entropy;
-  float* out;       // (tensors, 3, batch, rows): log-prob of the id, log-sum-exp, entropy
+  bool normaliser;
+  float* out;       // (tensors, 3, batch, rows): log-prob of the id, log-sum-exp, entropy; 5 with peak and log-mass
   void* workspace;  // score_workspace() bytes, aligned to 16; null is fine where that is 0
   int device;       // ordinal of the device that all of this lies on
   Merge merge;
@@ -43,6 +44,38 @@ struct ScoreProblem {
 size_t score_workspace(const ScoreProblem& problem);
 
 int launch_score(const ScoreProblem& problem, void* stream);
+
+struct Rows {
+  void* data;
+  int64_t batch_stride, row_stride;  // in elements; the vocabulary is contiguous
+};
+
+// out_j = (a [j = id] + p_j (b + c ln p_j)) / temperature, with p = 2^(x log2(e) / temperature - peak - log_mass).
+struct GradientProblem {
+  Logits logits;
+  const int64_t* ids;
+  const bool* active;
+  const float* normaliser;    // (2, batch, rows): peak, log-mass
+  const float* coefficients;  // (3, batch, rows): a, b, c
+  double temperature;
+  const float* temperatures;
+  int64_t batch, rows, vocab;
+  Rows out;  // of the dtype of the logits; their own memory, or none of it
+  int device;
+};
+
+int launch_gradient(const GradientProblem& problem, void* stream);
+
+// Rows times a number on the device, in place. Where it is 1 nothing is read.
+struct ScaleProblem {
+  Rows data;
+  Dtype dtype;
+  const float* factor;
+  int64_t batch, rows, vocab;
+  int device;
+};
+
+int launch_scale(const ScaleProblem& problem, void* stream);
 
 enum class StepNorm : int { mean_abs = 0, ratio = 1 };
 

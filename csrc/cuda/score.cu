@@ -54,13 +54,14 @@ int64_t partials_per_tensor(const ScoreProblem& problem) {
 ScoreArgs arguments(const ScoreProblem& problem, bool workspace) {
   ScoreArgs args = {};
   const int64_t total = problem.batch * problem.rows;
+  const int channels = problem.normaliser ? 5 : 3;
   for (int k = 0; k < problem.tensors; ++k) {
     const Logits& logits = problem.logits[k];
     const int64_t size = element_size(logits.dtype);
     Partial* partials = nullptr;
     if (workspace) partials = static_cast<Partial*>(problem.workspace) + k * partials_per_tensor(problem);
     args.tensors[k] = {static_cast<const char*>(logits.data), logits.batch_stride * size, logits.row_stride * size,
-                       problem.out + k * 3 * total, partials};
+                       problem.out + k * channels * total, partials};
   }
   args.ids = problem.ids;
   args.active = problem.active;
@@ -68,6 +69,7 @@ ScoreArgs arguments(const ScoreProblem& problem, bool workspace) {
   args.factor = problem.temperatures == nullptr ? static_cast<float>(kLog2e / problem.temperature) : 0.0f;
   args.total = static_cast<uint32_t>(total);
   args.rows = static_cast<uint32_t>(problem.rows);
+  args.channels = channels;
   args.vocab = static_cast<int>(problem.vocab);
   args.splits = splits_of(problem.vocab);
   return args;

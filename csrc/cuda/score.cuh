@@ -1,4 +1,4 @@
-// The score kernel: rows of logits to log-prob of an id, log-sum-exp and entropy. One thread block for each
+// The score kernel: rows of logits to log-prob of an id, log-sum-exp and entropy, and to what normalises them. One thread block for each
 // (row, vocabulary split, tensor); the splits of a row are merged in a fixed order.
 //
 // Numerics: one fma and one 2^x for each logit, sums in fp32, the last steps in double. Beyond the rounding of the
@@ -34,7 +34,7 @@ struct alignas(16) Partial {
 struct ScoreTensor {
   const char* data;
   int64_t batch_stride, row_stride;  // in bytes
-  float* out;                        // (3, batch, rows)
+  float* out;                        // (channels, batch, rows)
   Partial* partials;                 // (batch, rows, splits, kScoreWarps) where a second kernel merges, else null
 };
 
@@ -45,6 +45,7 @@ struct ScoreArgs {
   const float* temperatures;  // null: `factor` holds for all rows
   float factor;
   uint32_t total, rows;  // batch * rows, and rows alone
+  int channels;          // 3, or 5 with the normaliser
   int vocab;
   Splits splits;
 };
@@ -106,29 +107,39 @@ __device__ __forceinline__ Partial merge_warps(const Partial* partials, int coun
   return merge_lanes<kEntropy>(mine);
 }
 
-// The three results of a row, in double where a large common offset of the logits would cost digits.
+// What is known of a row; the last two are in base 2: sum over j of 2^(x_j * factor - peak) = 2^log_mass.
+struct RowResult {
+  float log_prob, log_sum, entropy, peak, log_mass;
+};
+
+// In double where a large common offset of the logits would cost digits.
 template <bool kEntropy>
-__device__ __forceinline__ void write_row(float* out, uint32_t total, uint32_t row, const Partial& all, float logit,
-                                          float factor) {
+__device__ __forceinline__ RowResult finish_row(const Partial& all, float logit, float factor) {
   // NaN where the row holds NaN or +inf, and where it holds nothing above -inf. Else the sum is at least about 1.
   const float nan = all.sum > 0 ? 0.0f : __uint_as_float(0x7fc00000u);
   const int exponent = (__float_as_int(all.sum) >> 23) - 127;
   const float mantissa = __int_as_float((__float_as_int(all.sum) & 0x7fffff) | 0x3f800000);
   const double log_sum = exponent + static_cast<double>(log2f(mantissa) + nan);
   const double scaled = static_cast<double>(logit) * factor;
-  const double log_prob = kLn2 * ((scaled - all.reference) - log_sum);
-  out[row] = static_cast<float>(log_prob > 0 ? 0.0 : log_prob);
-  out[static_cast<int64_t>(total) + row] = static_cast<float>(kLn2 * (all.reference + log_sum));
+  const double log_prob = kLn2 * ((scaled - all.reference) - log_sum), mass = all.reference + log_sum;
   double entropy = 0;
   if constexpr (kEntropy) {
     entropy = kLn2 * (log_sum - static_cast<double>(all.weighted) / all.sum);
     if (entropy < 0) entropy = 0;
   }
-  out[2 * static_cast<int64_t>(total) + row] = static_cast<float>(entropy);
+  // The peak takes as much of the mass as fits, and the rest is exact. NaN compares false.
+  const float peak = all.sum > 0 ? static_cast<float>(mass) : 0.0f;
+  const float log_mass = all.sum == 0 ? -__uint_as_float(0x7f800000u) : static_cast<float>(mass - peak);
+  return {static_cast<float>(log_prob > 0 ? 0.0 : log_prob), static_cast<float>(kLn2 * mass),
+          static_cast<float>(entropy), peak, log_mass};
 }
 
-__device__ __forceinline__ void write_inactive(float* out, uint32_t total, uint32_t row) {
-  for (int plane = 0; plane < 3; ++plane) out[plane * static_cast<int64_t>(total) + row] = 0;
+__device__ __forceinline__ void write_row(const ScoreArgs& args, float* out, uint32_t row, const RowResult& result) {
+  const float values[5] = {result.log_prob, result.log_sum, result.entropy, result.peak, result.log_mass};
+#pragma unroll
+  for (int channel = 0; channel < 5; ++channel) {
+    if (channel < args.channels) out[channel * static_cast<int64_t>(args.total) + row] = values[channel];
+  }
 }
 
 struct ScoreShared {
@@ -137,14 +148,14 @@ struct ScoreShared {
 
 // Grid (rows * splits, tensors). Without `partials`, the splits of a row are a cluster, and its first block writes.
 template <class T, bool kEntropy>
-__global__ void __launch_bounds__(kScoreThreads, kEntropy ? 8 : 10)
+__global__ void __launch_bounds__(kScoreThreads, kEntropy ? 8 : 9)
     score_kernel(const __grid_constant__ ScoreArgs args) {
   const uint32_t splits = args.splits.count, row = blockIdx.x / splits, split = blockIdx.x % splits;
   const ScoreTensor& tensor = args.tensors[blockIdx.y];
   const bool in_cluster = splits > 1 && tensor.partials == nullptr;
   const bool writes = split == 0 && tensor.partials == nullptr;
   if (!args.active[row]) {
-    if (writes && threadIdx.x == 0) write_inactive(tensor.out, args.total, row);
+    if (writes && threadIdx.x == 0) write_row(args, tensor.out, row, {});
     return;
   }
   if (in_cluster) cluster_arrive_relaxed();
@@ -176,7 +187,7 @@ __global__ void __launch_bounds__(kScoreThreads, kEntropy ? 8 : 10)
   }
   if (!finishes) return;
   const Partial all = merge_warps<kEntropy>(shared.partials, splits * kScoreWarps, lane);
-  if (lane == 0) write_row<kEntropy>(tensor.out, args.total, row, all, logit, scale.factor);
+  if (lane == 0) write_row(args, tensor.out, row, finish_row<kEntropy>(all, logit, scale.factor));
 }
 
 // Grid (rows / kScoreWarps, tensors), one warp for each row.
@@ -188,7 +199,7 @@ __global__ void __launch_bounds__(kScoreThreads)
   if (row >= args.total) return;
   const ScoreTensor& tensor = args.tensors[blockIdx.y];
   if (!args.active[row]) {
-    if (lane == 0) write_inactive(tensor.out, args.total, row);
+    if (lane == 0) write_row(args, tensor.out, row, {});
     return;
   }
   const int count = args.splits.count * kScoreWarps;
@@ -200,7 +211,7 @@ __global__ void __launch_bounds__(kScoreThreads)
   const float logit = dtype == Dtype::f32   ? logit_of<F32>(logits, id, args.vocab)
                       : dtype == Dtype::f16 ? logit_of<F16>(logits, id, args.vocab)
                                             : logit_of<Bf16>(logits, id, args.vocab);
-  write_row<kEntropy>(tensor.out, args.total, row, all, logit, row_factor(args, row));
+  write_row(args, tensor.out, row, finish_row<kEntropy>(all, logit, row_factor(args, row)));
 }
 
 }  // namespace stepopsd::cuda

@@ -78,11 +78,20 @@ def _describe(logits: Tensor) -> tuple[int, int, int, int]:
     return logits.data_ptr(), _DTYPES[logits.dtype], logits.stride(0), logits.stride(1)
 
 
+def _per_row(temperature: float | Tensor) -> tuple[float, int]:
+    return (1.0, temperature.data_ptr()) if isinstance(temperature, Tensor) else (temperature, 0)
+
+
+def _stream(device: torch.device) -> int:
+    stream: int = torch.cuda.current_stream(device).cuda_stream
+    return stream
+
+
 def _launch(problem: Any, device: torch.device) -> None:
     """Queues the problem on the device's current stream, with scratch memory from torch's allocator."""
     # Floats, so that memory which nobody wrote shows in the tests.
     memory = torch.empty(-(-problem.workspace // 4), dtype=torch.float32, device=device)
-    problem.launch(memory.data_ptr(), torch.cuda.current_stream(device).cuda_stream)
+    problem.launch(memory.data_ptr(), _stream(device))
 
 
 def score_rows(
@@ -92,6 +101,7 @@ def score_rows(
     *,
     temperature: float | Tensor,
     entropy: bool,
+    normaliser: bool = False,
     merge: str = "automatic",
 ) -> Tensor:
     """Log-prob, log-sum-exp and entropy of each row, each logit read once.
@@ -106,10 +116,12 @@ def score_rows(
         active: (B, R) bool contiguous.
         temperature: Divides the logits; a number > 0, or (B, R) fp32 contiguous.
         entropy: Whether to compute the entropies, else they are 0.
+        normaliser: Whether to add what ``gradient_rows`` needs: peak and log-mass, see ``dispatch.Backend``.
         merge: How the parts of a long row come together: ``automatic`` or ``workspace``. The bits are the same.
 
     Returns:
-        (K, 3, B, R) fp32 for K logits tensors: log-prob of the id, log-sum-exp, entropy in nats.
+        (K, 3, B, R) fp32 for K logits tensors: log-prob of the id, log-sum-exp, entropy in nats; (K, 5, B, R) with
+        the normaliser.
 
     Raises:
         RuntimeError: The launch was refused; the message is that of the CUDA runtime.
@@ -117,26 +129,86 @@ def score_rows(
     """
     module, first = _module(), logits[0]
     device, (batch, rows, vocab) = first.device, first.shape
-    out = torch.empty((len(logits), 3, batch, rows), dtype=torch.float32, device=device)
+    out = torch.empty((len(logits), 5 if normaliser else 3, batch, rows), dtype=torch.float32, device=device)
     if out.numel() == 0:
         return out
-    number, per_row = (1.0, temperature.data_ptr()) if isinstance(temperature, Tensor) else (temperature, 0)
     problem = module.CudaScore(
         [_describe(x) for x in logits],
         ids.data_ptr(),
         active.data_ptr(),
-        number,
-        per_row,
+        *_per_row(temperature),
         batch,
         rows,
         vocab,
         entropy,
+        normaliser,
         out.data_ptr(),
         device.index,
         _MERGES[merge],
     )
     _launch(problem, device)
     return out
+
+
+def gradient_rows(
+    logits: Tensor,
+    ids: Tensor,
+    active: Tensor,
+    normaliser: Tensor,
+    coefficients: Tensor,
+    *,
+    temperature: float | Tensor,
+    out: Tensor,
+) -> None:
+    """Write (a·[j = id] + p_j·(b + c·ln p_j)) / T into ``out``; each logit is read once, each element written once.
+
+    Rows that are not active, or whose a, b and c are all 0, are set to 0 and their logits not read. An id outside
+    [0, V), NaN, +inf, or nothing but -inf gives NaN in that row alone. A row's bits follow from its values alone.
+    Nothing waits for the device.
+
+    Args:
+        logits: (B, R, V) CUDA tensor in fp32, fp16 or bf16; any batch and row strides, V contiguous.
+        ids: (B, R) int64 contiguous.
+        active: (B, R) bool contiguous.
+        normaliser: (2, B, R) fp32 contiguous, peak and log-mass from ``score_rows``.
+        coefficients: (3, B, R) fp32 contiguous: a, b and c.
+        temperature: Divides the logits; a number > 0, or (B, R) fp32 contiguous.
+        out: (B, R, V) of the dtype of the logits, V contiguous; in their very memory, or in none of it.
+
+    Raises:
+        RuntimeError: The launch was refused; the message is that of the CUDA runtime.
+        TypeError: Logits of another dtype.
+        ValueError: ``out`` is of another dtype than the logits.
+    """
+    if logits.numel() == 0:
+        return
+    problem = _module().CudaGradient(
+        _describe(logits),
+        ids.data_ptr(),
+        active.data_ptr(),
+        normaliser.data_ptr(),
+        coefficients.data_ptr(),
+        *_per_row(temperature),
+        *logits.shape,
+        _describe(out),
+        logits.device.index,
+    )
+    problem.launch(_stream(logits.device))
+
+
+def scale_rows(rows: Tensor, factor: Tensor) -> None:
+    """Multiply (B, R, V) fp32, fp16 or bf16 in place by the 0-d fp32 ``factor`` on its device.
+
+    Where that is 1 no element is read. Nothing waits for the device.
+
+    Raises:
+        RuntimeError: The launch was refused; the message is that of the CUDA runtime.
+        TypeError: Rows of another dtype.
+    """
+    if rows.numel():
+        scale = factor.to(torch.float32)
+        problem = _module().CudaScale(_describe(rows), scale.data_ptr(), *rows.shape, rows.device.index)
+        problem.launch(_stream(rows.device))
 
 
 def shape_rows(

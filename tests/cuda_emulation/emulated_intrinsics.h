@@ -15,6 +15,7 @@ inline uint4 load_once(const uint4* p) {
   return *p;
 }
 inline uint4 load_twice(const uint4* p) { return load_once(p); }
+inline uint4 load_own(const uint4* p) { return load_once(p); }
 
 inline float exp2_approx(float x) {
   const float y = std::exp2(x);
@@ -47,6 +48,23 @@ inline uint32_t max_nan_bf16x2(uint32_t a, uint32_t b) { return max_halves(a, b,
 inline uint32_t max_f16x2(uint32_t a, uint32_t b) {
   return max_halves(a, b, [](uint32_t w, int half) { return half ? f16_high(w) : f16_low(w); }, false);
 }
+
+inline uint32_t round_to_bf16(float x) {
+  const uint32_t bits = __float_as_uint(x);
+  return std::isnan(x) ? 0x7fffu : (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
+}
+inline uint32_t round_to_f16(float x) {
+  const uint32_t sign = __float_as_uint(x) >> 16 & 0x8000u;
+  const float magnitude = std::fabs(x);
+  if (std::isnan(x)) return 0x7fffu;
+  if (magnitude >= 65520) return sign | 0x7c00u;
+  // Multiples of the last place, which of subnormals is 2^-24.
+  const int exponent = magnitude < 0x1p-14f ? -14 : std::ilogb(magnitude);
+  const auto steps = static_cast<uint32_t>(std::nearbyint(std::ldexp(magnitude, 10 - exponent)));
+  return sign | (static_cast<uint32_t>(exponent + 14) * 1024 + steps);
+}
+inline uint32_t pack_bf16x2(float low, float high) { return round_to_bf16(high) << 16 | round_to_bf16(low); }
+inline uint32_t pack_f16x2(float low, float high) { return round_to_f16(high) << 16 | round_to_f16(low); }
 
 inline float2 fma_pair(float2 a, float2 b, float2 c) { return {std::fma(a.x, b.x, c.x), std::fma(a.y, b.y, c.y)}; }
 inline float2 add_pair(float2 a, float2 b) { return {a.x + b.x, a.y + b.y}; }

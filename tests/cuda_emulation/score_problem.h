@@ -51,16 +51,16 @@ struct Call {
   std::vector<char> active;
   double temperature = 1;
   std::vector<float> temperatures;
-  bool entropy = true;
+  bool entropy = true, normaliser = false;
   cuda::Merge merge = cuda::Merge::automatic;
   int device = 0;
 
-  // (tensors, 3, rows)
+  // (tensors, 3 or 5, rows)
   std::vector<float> run() const {
     const int64_t total = static_cast<int64_t>(ids.size()), count = static_cast<int64_t>(logits.size());
     Exact<int64_t> id(total);
     Exact<bool> on(total);
-    Exact<float> degrees(total), out(count * 3 * total);
+    Exact<float> degrees(total), out(count * (normaliser ? 5 : 3) * total);
     for (int64_t i = 0; i < total; ++i) {
       on[i] = active[static_cast<size_t>(i)] != 0;
       if (on[i]) id[i] = ids[static_cast<size_t>(i)];
@@ -77,6 +77,7 @@ struct Call {
     problem.rows = logits[0]->rows;
     problem.vocab = logits[0]->vocab;
     problem.entropy = entropy;
+    problem.normaliser = normaliser;
     problem.out = out.get();
     problem.merge = merge;
     problem.device = device;

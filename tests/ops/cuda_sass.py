@@ -37,14 +37,27 @@ class Loop:
     exponentials: float
     loads: int
     wide_loads: int
-    small_loads: int  # of less than 4 bytes
     meetings: int  # barriers and shuffles
     local: int  # loads from and stores to the stack
 
 
 @dataclass(frozen=True)
+class Rewrite:
+    """A loop that writes as many elements as it reads; the rates are per element, the rest is that of one trip."""
+
+    per_element: float
+    exponentials: float
+    loads: int
+    wide_loads: int  # of 16 bytes
+    shared_loads: int  # of 16 bytes, from shared memory
+    stores: int
+    wide_stores: int
+    meetings: int
+
+
+@dataclass(frozen=True)
 class Kernel:
-    """One compiled kernel; a score kernel has a hot loop for each alignment of a row, other kernels have none."""
+    """One compiled kernel; a score kernel has a hot loop for each alignment of a row, a gradient kernel rewrites."""
 
     target: str
     name: str
@@ -53,7 +66,9 @@ class Kernel:
     registers: int
     stack: int
     local: int  # in the whole kernel
+    part_loads: int  # of blocks of logits, in the whole kernel, that are not 16 bytes wide
     loops: list[Loop]
+    rewrites: list[Rewrite]
 
 
 def tool(name: str) -> str | None:
@@ -119,9 +134,28 @@ def read_loop(body: Listing, vector: int) -> Loop | None:
         exponentials=round(count["MUFU"] / logits, 3),
         loads=len(loads),
         wide_loads=sum(".128" in code for code in loads),
-        small_loads=sum(re.search(r"\.[US](8|16)\b", code) is not None for code in loads),
         meetings=sum(count[name] for name in ("BAR", "SHFL", "WARPSYNC", "UCGABAR_ARV", "UCGABAR_WAIT")),
         local=count["LDL"] + count["STL"],
+    )
+
+
+def read_rewrite(body: Listing, vector: int) -> Rewrite | None:
+    """None where the loop stores nothing, or loads nothing."""
+    opcodes = [code for code, _ in body]
+    loads, shared, stores = ([code for code in opcodes if code.startswith(name)] for name in ("LDG", "LDS", "STG"))
+    if not stores or not loads + shared:
+        return None
+    count = Counter(code.split(".")[0] for code in opcodes)
+    elements = len(stores) * vector
+    return Rewrite(
+        per_element=round(len(body) / elements, 2),
+        exponentials=round(count["MUFU"] / elements, 3),
+        loads=len(loads),
+        wide_loads=sum(".128" in code for code in loads),
+        shared_loads=sum(".128" in code for code in shared),
+        stores=len(stores),
+        wide_stores=sum(".128" in code for code in stores),
+        meetings=sum(count[name] for name in ("BAR", "SHFL", "WARPSYNC", "UCGABAR_ARV", "UCGABAR_WAIT")),
     )
 
 
@@ -129,10 +163,15 @@ def read_kernel(target: str, name: str, usage: tuple[int, int], listing: Listing
     kind = re.search(r"score_kernel.*(F32|F16|Bf16)ELb([01])E", name)
     dtype = DTYPES[kind[1]] if kind else ""
     loops = [read_loop(body, 16 // BYTES[dtype]) for body in inner_loops(listing)] if kind else []
+    writes = re.search(r"(?:gradient|scale)_kernel.*(F32|F16|Bf16)", name)
+    vector = 16 // BYTES[DTYPES[writes[1]]] if writes else 0
+    rewrites = [read_rewrite(body, vector) for body in inner_loops(listing)] if writes else []
     return Kernel(
         target=target, name=name, dtype=dtype, entropy=bool(kind and kind[2] == "1"),
         registers=usage[0], stack=usage[1], local=sum(code.startswith(("LDL", "STL")) for code, _ in listing),
+        part_loads=sum(code.startswith(("LDG.E.EF", "LDG.E.NA")) and ".128" not in code for code, _ in listing),
         loops=sorted((loop for loop in loops if loop), key=lambda loop: (loop.shifted, loop.per_logit)),
+        rewrites=sorted((loop for loop in rewrites if loop), key=lambda x: (x.loads > x.stores, x.per_element)),
     )  # fmt: skip
 
 

@@ -74,10 +74,34 @@ def shape(backend: dispatch.Backend, device: str) -> int:
     return calls
 
 
+def gradient(backend: dispatch.Backend, device: str) -> int:
+    """The number of calls made: into other memory, in place, and a scaling."""
+    rng, calls = torch.Generator().manual_seed(2), 0
+    for (logits, _), ids, active in score_cases(device):
+        coefficients = torch.randn((3, *ids.shape), generator=rng).to(device)
+        want, exact = torch.empty_like(logits, dtype=torch.float64), logits.double()
+        wide = torch_backend.score_rows([exact], ids, active, temperature=0.7, entropy=True, normaliser=True)
+        torch_backend.gradient_rows(
+            exact, ids, active, wide[0, 3:], coefficients.double(), temperature=0.7, out=want
+        )  # fmt: skip
+        scored = backend.score_rows([logits], ids, active, temperature=0.7, entropy=True, normaliser=True)
+        other = cut(logits, logits.storage_offset() + 1)
+        for out in (other, logits):
+            backend.gradient_rows(logits, ids, active, scored[0, 3:], coefficients, temperature=0.7, out=out)
+            digits = torch.finfo(out.dtype).eps
+            torch.testing.assert_close(out.double(), want, atol=1e-5 + digits / 1e2, rtol=digits + 1e-5)
+        backend.scale_rows(logits, torch.tensor(0.5, device=device))
+        torch.testing.assert_close(logits.double(), want / 2, atol=1e-5 + digits / 1e2, rtol=digits + 1e-5)
+        calls += 3
+    return calls
+
+
 def run(name: str, device: str) -> int:
     """The number of calls made, all of which agree with PyTorch."""
     backend = dispatch.load(name)
     calls = score(backend.score_rows, device) + shape(backend, device)
+    if dispatch.no_gradients(name) is None:
+        calls += gradient(backend, device)
     if name == "cuda":  # what devices without thread-block clusters use
         calls += score(functools.partial(cuda.score_rows, merge="workspace"), device)
     return calls

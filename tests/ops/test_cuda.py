@@ -44,7 +44,7 @@ def test_without_a_driver_the_module_says_so(module):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a driver")
 def test_a_launch_without_a_driver_is_an_error_with_the_reason(module):
-    problem = module.CudaScore([(0, 0, 1, 1)], 0, 0, 1.0, 0, 1, 1, 8, False, 0, 0, 0)
+    problem = module.CudaScore([(0, 0, 1, 1)], 0, 0, 1.0, 0, 1, 1, 8, False, False, 0, 0, 0)
     with pytest.raises(RuntimeError, match="the launch failed: CUDA driver version is insufficient"):
         problem.launch(0, 0)
 
@@ -52,7 +52,7 @@ def test_a_launch_without_a_driver_is_an_error_with_the_reason(module):
 def test_partial_results_of_long_rows_need_a_workspace(module):
     def workspace(vocab, tensors, merge):
         pair = [(0, 2, vocab, vocab)] * tensors
-        return module.CudaScore(pair, 0, 0, 1.0, 0, 2, 3, vocab, True, 0, 0, merge).workspace
+        return module.CudaScore(pair, 0, 0, 1.0, 0, 2, 3, vocab, True, False, 0, 0, merge).workspace
 
     assert workspace(9000, 2, 1) == 0
     sizes = [workspace(vocab, 2, 1) for vocab in (16_384, 32_768, 65_536, 151_936)]
@@ -63,7 +63,7 @@ def test_partial_results_of_long_rows_need_a_workspace(module):
 @pytest.mark.parametrize("tensors", [0, 3])
 def test_one_or_two_tensors_are_scored(module, tensors):
     with pytest.raises(ValueError, match="one or two logits tensors"):
-        module.CudaScore([(0, 0, 1, 1)] * tensors, 0, 0, 1.0, 0, 1, 1, 8, False, 0, 0, 0)
+        module.CudaScore([(0, 0, 1, 1)] * tensors, 0, 0, 1.0, 0, 1, 1, 8, False, False, 0, 0, 0)
 
 
 def test_cpu_tensors_are_refused():
@@ -121,7 +121,7 @@ class Recorder:
         self.made.append(arguments)
         return SimpleNamespace(workspace=10, launch=lambda *where: self.launched.append(where))
 
-    CudaScore = CudaShape = _problem
+    CudaScore = CudaShape = CudaGradient = CudaScale = _problem
 
 
 @pytest.fixture
@@ -146,9 +146,9 @@ def test_logits_are_passed_by_address_and_stride_with_scratch_memory_and_stream(
     pair, *rest = recorder.made[0]
     assert pair == [(student.data_ptr(), 1, 9, 54), (teacher.data_ptr(), 2, 16, 8)]
     assert rest[:4] == [ids.data_ptr(), active.data_ptr(), 1.0, per_row.data_ptr()]
-    assert rest[4:8] == [6, 2, 8, True]
-    assert rest[8] == out.data_ptr()
-    assert rest[10] == 1
+    assert rest[4:9] == [6, 2, 8, True, False]
+    assert rest[9] == out.data_ptr()
+    assert rest[11] == 1
     assert out.shape == (2, 3, 6, 2)
     assert recorder.launched[0][1] == 77
     cuda.score_rows([teacher], ids, active, temperature=0.5, entropy=False)
@@ -170,6 +170,20 @@ def test_tokens_and_segments_are_passed_by_address(recorder, step_norm):
     assert (planes.shape, statistics.shape) == ((4, 5), (17,))
 
 
+def test_gradients_are_passed_by_address_and_stride_without_scratch_memory(recorder):
+    logits, out = torch.zeros((6, 2, 8)), torch.zeros((2, 6, 9)).transpose(0, 1)[..., 1:]
+    ids, active = torch.zeros((6, 2), dtype=torch.int64), torch.ones((6, 2), dtype=torch.bool)
+    small, per_row = torch.zeros(5, 6, 2), torch.ones(6, 2)
+    cuda.gradient_rows(logits, ids, active, small[:2], small[2:], temperature=per_row, out=out)
+    cuda.scale_rows(out, factor := torch.tensor(0.5))
+    assert recorder.made[0] == (
+        (logits.data_ptr(), 0, 16, 8), ids.data_ptr(), active.data_ptr(), small.data_ptr(), small[2:].data_ptr(), 1.0,
+        per_row.data_ptr(), 6, 2, 8, (out.data_ptr(), 0, 9, 54), None,
+    )  # fmt: skip
+    assert recorder.made[1] == ((out.data_ptr(), 0, 9, 54), factor.data_ptr(), 6, 2, 8, None)
+    assert recorder.launched == [(77,), (77,)]
+
+
 def test_the_bindings_take_what_the_launchers_pass(module, recorder):
     ids, floats = torch.zeros((1, 2), dtype=torch.int64), torch.zeros(2)
     cuda.score_rows([torch.zeros(1, 2, 8)], ids, ids.bool(), temperature=1.0, entropy=True)
@@ -177,12 +191,24 @@ def test_the_bindings_take_what_the_launchers_pass(module, recorder):
     options = {"alpha_clip": 0.2, "lambda_mix": 0.2, "weight_fn": "sigmoid", "step_norm": "equal_step_mean_abs"}
     cuda.shape_rows(floats, floats, floats, floats.bool(), sort_steps(ids[0], ids[0]), **options)
     assert module.CudaShape(*on_first_device(recorder.made[1])).workspace > 0
+    small, logits = torch.zeros(5, 1, 2), torch.zeros(1, 2, 8)
+    cuda.gradient_rows(logits, ids, ids.bool(), small[:2], small[2:], temperature=1.0, out=logits)
+    module.CudaGradient(*on_first_device(recorder.made[2]))
+    cuda.scale_rows(logits, small[0, 0, 0])
+    module.CudaScale(*on_first_device(recorder.made[3]))
+    cuda.gradient_rows(logits, ids, ids.bool(), small[:2], small[2:], temperature=1.0, out=logits.half())
+    with pytest.raises(ValueError, match="logits and gradient differ in dtype"):
+        module.CudaGradient(*on_first_device(recorder.made[4]))
 
 
 def test_nothing_is_launched_for_no_rows(recorder):
     none = torch.zeros((0, 2), dtype=torch.int64)
     out = cuda.score_rows([torch.zeros(0, 2, 8)], none, none.bool(), temperature=1.0, entropy=False)
     assert out.shape == (1, 3, 0, 2)
+    nothing = torch.zeros(0, 2, 8)
+    small = torch.zeros(5, 0, 2)
+    cuda.gradient_rows(nothing, none, none.bool(), small[:2], small[2:], temperature=1.0, out=nothing)
+    cuda.scale_rows(nothing, torch.tensor(0.5))
     assert recorder.made == []
 
 
@@ -194,7 +220,7 @@ def test_other_dtypes_are_refused(recorder):
 
 def test_what_the_sanitizer_runs_agrees_with_float64_on_an_emulated_gpu(monkeypatch):
     emulated_cuda.install(monkeypatch)
-    assert sanitize.run("cuda", "cpu") == 228
+    assert sanitize.run("cuda", "cpu") == 390
 
 
 def test_a_refused_launch_is_an_error_with_the_reason(monkeypatch):

@@ -87,7 +87,7 @@ def threads(tmp_path_factory: pytest.TempPathFactory) -> Build:
 def test_kernels_agree_with_double_and_stay_within_their_buffers(memory: Build) -> None:
     done = run(memory.driver)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count(": 0 failures") == 13
+    assert done.stdout.count(": 0 failures") == 19
 
 
 def test_threads_blocks_and_clusters_race_nowhere(threads: Build) -> None:
@@ -149,6 +149,32 @@ MUTATIONS = {
     "splits_merged_in_another_order": Mutation(
         "score.cuh", "->partials[place] = mine", "->partials[(place + 1) % (splits * kScoreWarps)] = mine",
         "score_bf16.cu", "splits", WRONG),
+    # Gradients: who writes what, where from, and the arithmetic.
+    "token_written_by_another_thread": Mutation(
+        "gradient.cuh", "share.owner(row.token) == static_cast<int>(threadIdx.x)", "threadIdx.x == 0", "gradient.cu",
+        "gradients_at_every_alignment", WRONG),
+    "rows_taken_for_aligned": Mutation(
+        "gradient.cuh", "lead_of<T>(logits, 0) == lead_of<T>(out, 0);", "lead_of<T>(logits, 0) >= 0;", "gradient.cu",
+        "gradients_at_every_alignment", MISUSE),
+    "one_group_too_many_is_read": Mutation(
+        "rewrite.cuh", "if (kWhole || at + g * kApart < last)", "if (kWhole || at + g * kApart <= last)", "gradient.cu",
+        "gradients_at_every_alignment", OVERFLOW),
+    "one_group_too_many_is_written": Mutation(
+        "rewrite.cuh", "at + g * kApart >= last", "at + g * kApart > last", "gradient.cu",
+        "gradients_at_every_alignment", OVERFLOW),
+    "one_group_too_few": Mutation(
+        "rewrite.cuh", "at + g * kApart >= last", "at + (g + 1) * kApart >= last", "gradient.cu",
+        "gradients_at_every_alignment", WRONG),
+    "no_chunk_for_the_end_of_a_shifted_row": Mutation(
+        "gradient.cuh", "vocab + kPerGroup<T> - 1 + kChunk<T> - 1", "vocab + kChunk<T> - 1", "gradient.cu",
+        "gradient_bits_follow_from_values", WRONG),
+    "no_floor_under_the_entropy_slope": Mutation(
+        "gradient.cuh", "fmaxf(log_p.x, kNegligible)", "log_p.x", "gradient.cu", "gradients_of_extreme_rows", WRONG),
+    "log_mass_left_out": Mutation(
+        "gradient.cuh", "make_float2(-log_mass, -log_mass)", "make_float2(0, 0)", "gradient.cu",
+        "gradients_of_extreme_rows", WRONG),
+    "scaled_where_the_factor_is_one_and_not_elsewhere": Mutation(
+        "gradient.cuh", "map.factor == 1", "map.factor != 1", "gradient.cu", "scaling", WRONG),
     "means_over_all_steps": Mutation("shape.cuh", "live.count >= 2", "live.count >= 1", "shape.cu",
                                      "special_token_values", WRONG),
 }  # fmt: skip
