@@ -5,9 +5,9 @@
 // of two by which n' differs from n. Each instruction set supplies the range reduction.
 //
 // Largest relative error of the polynomial, and of 2^y for y in [-120, 64] with every rounding and the table's:
-//   quadratic  6.8e-7   8.5e-7   16-bit logits on avx512
+//   quadratic  6.8e-7   8.9e-7   16-bit logits on avx512
 //   cubic      2.2e-9   2.2e-7   float logits on avx512
-//   cubic_8    1.4e-7   3.2e-7   avx2
+//   cubic_8    1.4e-7   3.4e-7   avx2
 //   quintic    8.3e-8   2.2e-7   portable
 #pragma once
 
