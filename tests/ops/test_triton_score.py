@@ -22,7 +22,10 @@ from stepopsd.ops.triton import availability, score_rows
 from stepopsd.ops.triton.table import OVERRIDE, TABLE, Launch, launch_for
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-pytestmark = pytest.mark.skipif(availability(DEVICE) is not None, reason=str(availability(DEVICE)))
+pytestmark = [
+    pytest.mark.skipif(availability(DEVICE) is not None, reason=str(availability(DEVICE))),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # the interpreter's, of NaN and infinity
+]
 on_cpu = pytest.mark.skipif(DEVICE != "cpu", reason="looks at host memory that the interpreter reads")
 
 # One warp, so that a few thousand logits are many trips of both loops.
@@ -118,10 +121,10 @@ def test_two_tensors_may_differ_in_dtype_and_strides() -> None:
         assert_rows(run(y, x, ids=ids, launch=replace(NARROW, splits=splits)), want.flip(0))
 
 
-@pytest.mark.parametrize("splits", [1, 4])
+@pytest.mark.parametrize("splits", [1, 2])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_bits_of_a_row_follow_from_its_values_alone(dtype: torch.dtype, splits: int) -> None:
-    vocab, launch = 2437, replace(NARROW, splits=splits)
+    vocab, launch = 1437, replace(NARROW, splits=splits)
     values = torch.randn(1, 1, vocab, generator=torch.Generator().manual_seed(0)) * 3
     ids = torch.full((1, 9), 1234, device=DEVICE)
     # Nine rows of equal values: all alignments, two batch positions, two places in the grid of a pair.
@@ -138,9 +141,9 @@ def test_the_bits_of_a_row_follow_from_its_values_alone(dtype: torch.dtype, spli
 
 
 def test_split_rows_are_the_same_numbers_up_to_rounding() -> None:
-    shape = (1, 3, 9000)
+    shape = (1, 2, 9000)
     x, ids = rows(shape, torch.bfloat16, pad=3), ids_for(shape)
-    ids[0, 2] = 8999
+    ids[0, 1] = 8999
     whole = run(x, ids=ids, launch=replace(NARROW, splits=1))
     for splits in SPLITS[1:]:
         torch.testing.assert_close(run(x, ids=ids, launch=replace(NARROW, splits=splits)), whole, atol=3e-6, rtol=3e-7)
@@ -159,7 +162,7 @@ def test_splits_follow_from_the_vocabulary() -> None:
 def test_a_temperature_has_the_same_bits_as_a_number_and_as_a_tensor() -> None:
     shape = (1, 3, 700)
     x, ids = rows(shape, torch.float32), ids_for(shape)
-    for temperature in (0.1, 0.7, 1.0, 1.3, 60.0):
+    for temperature in (0.1, 0.7, 1.3):
         own = torch.full((1, 3), temperature, device=DEVICE)
         for splits in (1, 2):
             got = [run(x, ids=ids, temperature=t, launch=replace(NARROW, splits=splits)) for t in (temperature, own)]
@@ -226,13 +229,22 @@ def test_no_read_leaves_the_active_rows(dtype: torch.dtype) -> None:
 def test_a_broken_logit_breaks_its_row_alone(value: float, launch: Launch) -> None:
     places = [0, 1, 2, 7, 255, 256, 1000, 1024, 1535, 1536, 1539, 2026]
     shape = (1, len(places) + 1, 2027)
-    x, y = rows(shape, torch.bfloat16), rows(shape, torch.bfloat16, seed=1)
+    x = rows(shape, torch.bfloat16)
     for row, column in enumerate(places):
         x[0, row, column] = value
-    got = run(x, y, ids=ids_for(shape), launch=launch)
-    assert got[0, :, 0, :-1].isnan().all()
-    assert got[0, :, 0, -1].isfinite().all()
-    assert got[1].isfinite().all()
+    got = run(x, ids=ids_for(shape), launch=launch)[0]
+    assert got[:, 0, :-1].isnan().all()
+    assert got[:, 0, -1].isfinite().all()
+
+
+def test_a_broken_row_leaves_that_of_the_other_tensor() -> None:
+    shape = (1, 2, 1100)
+    x, y, ids = rows(shape, torch.bfloat16), rows(shape, torch.bfloat16, seed=1), ids_for(shape)
+    x[0, 0, 3], y[0, 1, 1099] = NAN, INF
+    for splits in (1, 2):
+        got = run(x, y, ids=ids, launch=replace(NARROW, splits=splits))
+        assert got.isnan()[:, 0, 0].tolist() == [[True, False], [False, True]]
+        assert torch.equal(got.isnan(), got.isnan()[:, :1].expand(2, 3, 1, 2))
 
 
 @pytest.mark.parametrize("splits", [1, 4])
@@ -283,7 +295,7 @@ def test_masked_vocabulary_and_extreme_logits_match_float64(dtype: torch.dtype, 
     assert got[2].ge(0).all()
 
 
-@pytest.mark.parametrize(("dtype", "constant"), zip(DTYPES, (2.0, -16.0, 1024.0), strict=True))
+@pytest.mark.parametrize(("dtype", "constant"), list(zip(DTYPES, (2.0, -16.0, 1024.0), strict=True)))
 def test_a_constant_moves_the_log_sum_exp_and_nothing_else(dtype: torch.dtype, constant: float) -> None:
     # Multiples of 1/16 with few digits, so that the sums below are exact in any dtype.
     values = torch.randint(-32, 32, (1, 3, 1500), generator=torch.Generator().manual_seed(0)) / 16
