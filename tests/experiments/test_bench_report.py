@@ -99,6 +99,14 @@ def test_results_are_written_and_resumed(quick: None, tmp_path: Path, monkeypatc
     assert (tmp_path / "a.b.md").read_text() == render(second)
 
 
+def test_rounds_and_cases_can_be_chosen_and_are_recorded(quick: None, tmp_path: Path) -> None:
+    assert run(tmp_path, "--rounds", "5", "--cases", "1", "--threads", "1") == 0
+    report = json.loads((tmp_path / "a.b.json").read_text())
+    assert [len(report["cases"]), report["not_measured"]] == [1, 0]
+    assert {r["seconds"]["samples"] for r in report["cases"][0]["results"] if "seconds" in r} <= {3, 4, 5}
+    assert report["command"].endswith("--device cpu --budget 420 --threads 1 --rounds 5 --cases 1")
+
+
 def test_a_report_of_other_versions_is_not_resumed(quick: None, tmp_path: Path) -> None:
     assert run(tmp_path, "--budget", "-1") == 0
     report = json.loads((tmp_path / "a.b.json").read_text())

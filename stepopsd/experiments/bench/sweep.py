@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,15 +127,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if options.threads:
         torch.set_num_threads(options.threads)
-    cases = gpu_cases() if options.device == "cuda" else cpu_cases()
+    cases = (gpu_cases() if options.device == "cuda" else cpu_cases())[: options.cases or None]
     settings = GPU if options.device == "cuda" else CPU
+    if options.rounds:
+        more = options.rounds / settings.rounds
+        settings = replace(settings, rounds=options.rounds, seconds=settings.seconds * more)
     about = machine.describe(options.device)
     threads = f"-{about['threads']}-threads" if about.get("threads", 1) > 1 else ""
     stem = options.results / (options.name or f"{machine.slug(about['chip'])}-{about['date']}{threads}")
     earlier = _file(stem, "json")
     unfinished = json.loads(earlier.read_text()) if options.resume and earlier.exists() else None
     command = f"python -m stepopsd.experiments.bench.sweep --device {options.device} --budget {options.budget:g}"
-    command += f" --threads {options.threads}" if options.threads else ""
+    for name in ("threads", "rounds", "cases"):
+        command += f" --{name} {getattr(options, name)}" if getattr(options, name) else ""
     options.results.mkdir(parents=True, exist_ok=True)
     told, report = 0, {}
     for report in sweep(
@@ -153,6 +158,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--budget", type=float, default=420.0, help="seconds after which no further case begins")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's own choice")
+    parser.add_argument("--rounds", type=int, default=0, help="samples per contender, more on a busy machine")
+    parser.add_argument("--cases", type=int, default=0, help="only so many, the most important ones")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--name", default="", help="file name without ending instead of <chip>-<date>")
     parser.add_argument("--resume", action="store_true", help="go on with the report of this name, if there is one")
