@@ -33,8 +33,8 @@ extern const RowKernels avx512_kernels;
 // What this machine can run, slowest first.
 std::vector<std::string> supported_isas();
 
-// The fastest that this machine can run, or the one that STEPOPSD_CPU_ISA names. Throws std::invalid_argument for a name
-// that is not in supported_isas().
+// The fastest that this machine can run, or the one that STEPOPSD_CPU_ISA names. Throws std::invalid_argument for a
+// name that is not in supported_isas().
 const RowKernels& kernels_in_use();
 
 }  // namespace stepopsd::cpu

@@ -46,8 +46,8 @@ struct Group {
   float sum() const { return Simd::sum(Simd::add(Simd::add(vec[0], vec[1]), Simd::add(vec[2], vec[3]))); }
 };
 
-// Elements for `steps` groups. A group takes kLoad contiguous elements at each of kLoads places `stride` apart; the next
-// group lies `advance` further on.
+// Elements for `steps` groups. A group takes kLoad contiguous elements at each of kLoads places `stride` apart; the
+// next group lies `advance` further on.
 template <class Simd, class T>
 struct Part {
   static constexpr int kLoads = sizeof(T) == 4 ? 4 : 2;

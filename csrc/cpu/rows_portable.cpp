@@ -25,8 +25,8 @@ struct Portable {
   static constexpr float floor = -126.75f;  // rounds down to -127, the power 0
   static constexpr Mode first = Mode::shifted;  // without an fma the product x * scale is not exact enough
 
-  // Adding 1.5 * 2^23 leaves round(y - 1/2) in the low bits: no conversion, so NaN is no undefined behaviour. At 128 the
-  // exponent's bits mean infinity.
+  // Adding 1.5 * 2^23 leaves round(y - 1/2) in the low bits: no conversion, so NaN is no undefined behaviour. At 128
+  // the exponent's bits mean infinity.
   template <bool kExact>
   struct Powers {
     explicit Powers(float) {}  // always 1

@@ -11,9 +11,9 @@ namespace stepopsd {
 enum class WeightFn : int { sigmoid = 0, exp = 1 };
 enum class StepNorm : int { mean_abs = 0, ratio = 1 };
 
-constexpr double kScaleEps = 1e-6;    // keeps the factor of a step without advantage finite
-constexpr double kScaleLimit = 2.0;   // factors of steps lie in [1/2, 2]
-constexpr double kAtEdge = 1e-6;      // distance below which a value counts as clipped; backends differ in the last bits
+constexpr double kScaleEps = 1e-6;   // keeps the factor of a step without advantage finite
+constexpr double kScaleLimit = 2.0;  // factors of steps lie in [1/2, 2]
+constexpr double kAtEdge = 1e-6;     // distance below which a value counts as clipped; backends differ in the last bits
 
 struct Shaping {
   float low;   // 1 - alpha_clip
