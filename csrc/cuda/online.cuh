@@ -40,6 +40,7 @@ struct Online {
   float reference = kBottom;
   float2 sum[2] = {{0, 0}, {0, 0}};
   float2 weighted[2] = {{0, 0}, {0, 0}};
+  uint32_t beside = 0;
 
   // The highest scaled logit of the groups is too far above the reference.
   template <class T, int kShift, int kGroups>
@@ -72,6 +73,19 @@ struct Online {
         moment = fma_pair(e, y, moment);
       }
     }
+  }
+
+  // Makes the compiler load whole blocks. The last groups that a loop loads are enough for all of its loads, and cost
+  // nothing inside it.
+  template <class T, int kShift, int kGroups>
+  __device__ __forceinline__ void keep_beside(const Group<T, kShift> (&groups)[kGroups]) {
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) beside ^= groups[g].beside[0] ^ groups[g].beside[1];
+  }
+
+  // `never` must be a condition whose outcome the compiler cannot know.
+  __device__ __forceinline__ void use_beside(bool never) {
+    if (never) sum[0].x = __uint_as_float(beside);
   }
 
  private:

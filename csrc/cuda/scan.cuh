@@ -28,7 +28,10 @@ __device__ __forceinline__ void scan_trips(Online<kEntropy>& online, const uint4
     do {
 #pragma unroll
       for (int g = 0; g < kUnroll; ++g) online.add(groups[g], scale);
-      if (--trips == 0) return;
+      if (--trips == 0) {
+        online.keep_beside(groups);
+        return;
+      }
       load();
     } while (!warp_any(online.out_of_reach(groups, scale)));
   }
@@ -49,6 +52,7 @@ __device__ __forceinline__ void scan_steps(Online<kEntropy>& online, const uint4
   for (int g = 0; g < kUnroll - 1; ++g) {
     if (g < steps) online.add(groups[g], scale);
   }
+  online.keep_beside(groups);
 }
 
 template <class T, int kShift, bool kEntropy>
@@ -148,6 +152,7 @@ __device__ __forceinline__ Online<kEntropy> scan(const char* row, int begin, int
         }
       }
   }
+  online.use_beside(vocab < 0);
   scan_edge<T>(online, row, shift, begin + steps * kStep<T>, end, scale);
   return online;
 }

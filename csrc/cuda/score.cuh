@@ -148,7 +148,7 @@ struct ScoreShared {
 
 // Grid (rows * splits, tensors). Without `partials`, the splits of a row are a cluster, and its first block writes.
 template <class T, bool kEntropy>
-__global__ void __launch_bounds__(kScoreThreads, kEntropy ? 8 : 9)
+__global__ void __launch_bounds__(kScoreThreads, 8)
     score_kernel(const __grid_constant__ ScoreArgs args) {
   const uint32_t splits = args.splits.count, row = blockIdx.x / splits, split = blockIdx.x % splits;
   const ScoreTensor& tensor = args.tensors[blockIdx.y];
