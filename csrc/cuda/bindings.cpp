@@ -81,6 +81,35 @@ cuda::ScaleProblem scale_problem(const Strided& tensor, Address factor, int64_t 
           device};
 }
 
+using LossNumbers = std::array<float, 5>;  // low, high, dual_clip, kl_coef, entropy_coef of PolicyOptions
+
+cuda::LossProblem loss_problem(const Strided& tensor, Address ids, Address active, const std::array<Address, 4>& tokens,
+                               int objective, const LossNumbers& numbers, double temperature, Address temperatures,
+                               int64_t batch, int64_t rows, int64_t vocab, const Strided& out, Address scores,
+                               int device, int merge) {
+  if (std::get<1>(tensor) != std::get<1>(out)) throw std::invalid_argument("logits and gradient differ in dtype");
+  cuda::LossProblem problem{};
+  problem.logits = logits(tensor);
+  problem.ids = at<const int64_t>(ids);
+  problem.active = at<const bool>(active);
+  problem.old_logprobs = at<const float>(tokens[0]);
+  problem.ref_logprobs = at<const float>(tokens[1]);
+  problem.advantages = at<const float>(tokens[2]);
+  problem.weights = at<const float>(tokens[3]);
+  problem.options = {static_cast<Objective>(objective), numbers[0], numbers[1], numbers[2], numbers[3], numbers[4],
+                     false};
+  problem.temperature = temperature;
+  problem.temperatures = at<const float>(temperatures);
+  problem.batch = batch;
+  problem.rows = rows;
+  problem.vocab = vocab;
+  problem.out = rows_at(out);
+  problem.scores = at<float>(scores);
+  problem.device = device;
+  problem.merge = static_cast<cuda::Merge>(merge);
+  return problem;
+}
+
 cuda::ShapeProblem shape_problem(Address student, Address teacher, Address advantages, Address active, int64_t tokens,
                                  const std::array<Address, 4>& segments, double alpha_clip, double lambda_mix,
                                  int weight_fn, int step_norm, Address planes, Address statistics, int device) {
@@ -106,8 +135,10 @@ cuda::ShapeProblem shape_problem(Address student, Address teacher, Address advan
 
 size_t workspace(const cuda::ScoreProblem& problem) { return cuda::score_workspace(problem); }
 size_t workspace(const cuda::ShapeProblem& problem) { return cuda::shape_workspace(problem.tokens); }
+size_t workspace(const cuda::LossProblem& problem) { return cuda::loss_workspace(problem); }
 int launch(const cuda::ScoreProblem& problem, void* stream) { return cuda::launch_score(problem, stream); }
 int launch(const cuda::ShapeProblem& problem, void* stream) { return cuda::launch_shape(problem, stream); }
+int launch(const cuda::LossProblem& problem, void* stream) { return cuda::launch_loss(problem, stream); }
 int launch(const cuda::GradientProblem& problem, void* stream) { return cuda::launch_gradient(problem, stream); }
 int launch(const cuda::ScaleProblem& problem, void* stream) { return cuda::launch_scale(problem, stream); }
 
@@ -172,6 +203,7 @@ void bind_cuda(py::module_& m) {
   m.def("cuda_obstacle", &obstacle);
   bind_launch<cuda::ScoreProblem>(m, "CudaScore", &score_problem);
   bind_launch<cuda::ShapeProblem>(m, "CudaShape", &shape_problem);
+  bind_launch<cuda::LossProblem>(m, "CudaLoss", &loss_problem);
   bind_small_launch<cuda::GradientProblem>(m, "CudaGradient", &gradient_problem);
   bind_small_launch<cuda::ScaleProblem>(m, "CudaScale", &scale_problem);
 }

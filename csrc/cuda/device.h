@@ -29,4 +29,7 @@ class DeviceGuard {
   cudaError_t status_;
 };
 
+// Whether thread-block clusters can be launched there: by the device, and by the code that it runs.
+cudaError_t has_clusters(int device, bool& there);
+
 }  // namespace stepopsd::cuda

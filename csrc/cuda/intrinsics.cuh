@@ -112,6 +112,21 @@ __device__ __forceinline__ float2 add_pair(float2 a, float2 b) {
 
 __device__ __forceinline__ bool warp_any(bool x) { return __any_sync(kAllLanes, x); }
 
+__device__ __forceinline__ void store_words(uint4* p, uint4 v) { *p = v; }
+
+// Copies 16 bytes from global to shared memory behind the thread's back, until it waits for all its copies.
+__device__ __forceinline__ void copy_async(uint4* shared, const uint4* global) {
+  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+}
+__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+// The shared memory whose size the launch gives.
+__device__ __forceinline__ char* dynamic_shared() {
+  extern __shared__ uint4 storage[];
+  return reinterpret_cast<char*>(storage);
+}
+
 // The block's shared memory as one T, which must need no constructor.
 template <class T>
 __device__ __forceinline__ T& block_shared() {
@@ -127,11 +142,11 @@ __device__ __forceinline__ void cluster_arrive_relaxed() {
 }
 __device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
-// Where the cluster's first block keeps what this block keeps at `shared`.
+// Where another block of the cluster keeps what this block keeps at `shared`.
 template <class T>
-__device__ __forceinline__ T* in_first_block(T* shared) {
+__device__ __forceinline__ T* in_block(T* shared, uint32_t block) {
   uint64_t there;
-  asm volatile("mapa.u64 %0, %1, 0;" : "=l"(there) : "l"(shared));
+  asm volatile("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(shared), "r"(block));
   return reinterpret_cast<T*>(there);
 }
 #else
@@ -139,7 +154,7 @@ __device__ __forceinline__ void cluster_arrive_relaxed() { __trap(); }
 __device__ __forceinline__ void cluster_arrive() { __trap(); }
 __device__ __forceinline__ void cluster_wait() { __trap(); }
 template <class T>
-__device__ __forceinline__ T* in_first_block(T*) { __trap(); return nullptr; }
+__device__ __forceinline__ T* in_block(T*, uint32_t) { __trap(); return nullptr; }
 #endif
 
 }  // namespace stepopsd::cuda

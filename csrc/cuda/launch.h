@@ -9,6 +9,7 @@
 
 #include "../include/common.h"
 #include "../include/epilogue.h"
+#include "../include/policy.h"
 
 namespace stepopsd::cuda {
 
@@ -76,6 +77,30 @@ struct ScaleProblem {
 };
 
 int launch_scale(const ScaleProblem& problem, void* stream);
+
+// Scores of rows, slopes of a token-level policy loss, and its gradient by the logits.
+struct LossProblem {
+  Logits logits;
+  const int64_t* ids;
+  const bool* active;
+  const float* old_logprobs;  // (batch, rows), as the next three; null: the policy is its own sampler
+  const float* ref_logprobs;  // or null
+  const float* advantages;
+  const float* weights;
+  PolicyOptions options;  // `reference` follows from ref_logprobs
+  double temperature;
+  const float* temperatures;
+  int64_t batch, rows, vocab;
+  Rows out;         // of the dtype of the logits; their own memory, or none of it
+  float* scores;    // (5, batch, rows), those of ScoreProblem
+  void* workspace;  // loss_workspace() bytes, aligned to 16
+  int device;
+  Merge merge;  // automatic: a row that fits into the shared memory of a cluster is read once; workspace: twice
+};
+
+size_t loss_workspace(const LossProblem& problem);
+
+int launch_loss(const LossProblem& problem, void* stream);
 
 enum class StepNorm : int { mean_abs = 0, ratio = 1 };
 

@@ -92,7 +92,7 @@ __device__ __forceinline__ void rewrite_groups(const Source& source, char* out, 
       else word[k] = T::pack(y.x, 0), word[k + 1] = T::pack(y.y, 0);
     }
     auto* target = reinterpret_cast<uint4*>(out + static_cast<int64_t>(at + g * kApart) * sizeof(typename T::Bits));
-    *target = {word[0], word[1], word[2], word[3]};
+    store_words(target, {word[0], word[1], word[2], word[3]});
   }
 }
 

@@ -9,18 +9,27 @@ constexpr int kUnroll = 4;  // groups of a thread that are loaded before the fir
 template <class T>
 constexpr int kStep = kScoreThreads* kPerGroup<T>;  // logits of one group per thread
 
-// The hot loop: `trips` times kUnroll steps from `block` on, this thread's first 16-byte block.
+// Groups of a thread in global memory, from its first 16-byte block on.
+template <class T, int kShift>
+struct GlobalGroups {
+  using Of = Group<T, kShift>;
+  const uint4* block;
+  __device__ __forceinline__ void load(Of& group, int step) const { group.load(block + step * kScoreThreads); }
+  __device__ __forceinline__ void advance(int steps) { block += steps * kScoreThreads; }
+};
+
+// The hot loop: `trips` times kUnroll steps.
 //
 // The reference moves in the outer loop, so that the inner one holds no instruction that is rarely needed. A warp
 // leaves the inner loop as a whole: its threads stay together, and each moves its reference only where it has to.
-template <class T, int kShift, bool kEntropy>
-__device__ __forceinline__ void scan_trips(Online<kEntropy>& online, const uint4* block, int trips, Scale scale) {
+template <class Source, bool kEntropy>
+__device__ __forceinline__ void scan_trips(Online<kEntropy>& online, Source source, int trips, Scale scale) {
   if (trips == 0) return;
-  Group<T, kShift> groups[kUnroll];
+  typename Source::Of groups[kUnroll];
   const auto load = [&] {
 #pragma unroll
-    for (int g = 0; g < kUnroll; ++g) groups[g].load(block + g * kScoreThreads);
-    block += kUnroll * kScoreThreads;
+    for (int g = 0; g < kUnroll; ++g) source.load(groups[g], g);
+    source.advance(kUnroll);
   };
   load();
   for (;;) {
@@ -38,13 +47,13 @@ __device__ __forceinline__ void scan_trips(Online<kEntropy>& online, const uint4
 }
 
 // The steps that do not fill a trip, loaded together.
-template <class T, int kShift, bool kEntropy>
-__device__ __forceinline__ void scan_steps(Online<kEntropy>& online, const uint4* block, int steps, Scale scale) {
+template <class Source, bool kEntropy>
+__device__ __forceinline__ void scan_steps(Online<kEntropy>& online, const Source& source, int steps, Scale scale) {
   if (steps == 0) return;
-  Group<T, kShift> groups[kUnroll - 1];
+  typename Source::Of groups[kUnroll - 1];
 #pragma unroll
   for (int g = 0; g < kUnroll - 1; ++g) {
-    if (g < steps) groups[g].load(block + g * kScoreThreads);
+    if (g < steps) source.load(groups[g], g);
     else groups[g].clear();
   }
   online.reach(groups, scale);
@@ -55,11 +64,20 @@ __device__ __forceinline__ void scan_steps(Online<kEntropy>& online, const uint4
   online.keep_beside(groups);
 }
 
-template <class T, int kShift, bool kEntropy>
-__device__ __forceinline__ void scan_whole(Online<kEntropy>& online, const uint4* block, int steps, Scale scale) {
+template <class Source, bool kEntropy>
+__device__ __forceinline__ void scan_whole(Online<kEntropy>& online, Source source, int steps, Scale scale) {
   const int trips = steps / kUnroll;
-  scan_trips<T, kShift>(online, block, trips, scale);
-  scan_steps<T, kShift>(online, block + trips * kUnroll * kScoreThreads, steps % kUnroll, scale);
+  scan_trips(online, source, trips, scale);
+  source.advance(trips * kUnroll);
+  scan_steps(online, source, steps % kUnroll, scale);
+}
+
+// Steps of a split that are scanned whole; a shifted group reads one block further than its own, which must lie in the
+// row.
+template <class T>
+__device__ __forceinline__ int whole_steps(int begin, int end, int vocab) {
+  const int room = vocab - begin - kPerGroup<T>;
+  return max(0, min(end - begin, room)) / kStep<T>;
 }
 
 // The 16-byte blocks under the group of logits [at, at + kPerGroup) of a row, and how far into them it begins. Where
@@ -131,24 +149,22 @@ template <class T, bool kEntropy>
 __device__ __forceinline__ Online<kEntropy> scan(const char* row, int begin, int end, int vocab, Scale scale) {
   constexpr int kBytes = 4 / T::kPerWord;
   const int shift = static_cast<int>(reinterpret_cast<uintptr_t>(row) % 16) / kBytes;
-  // A shifted group reads one block further than its own: that block must lie in the row.
-  const int room = vocab - begin - kPerGroup<T>;
-  const int steps = max(0, min(end - begin, room)) / kStep<T>;
+  const int steps = whole_steps<T>(begin, end, vocab);
   const uint4* block = reinterpret_cast<const uint4*>(row + static_cast<int64_t>(begin - shift) * kBytes) + threadIdx.x;
 
   Online<kEntropy> online;
   switch (shift) {
-    case 0: scan_whole<T, 0>(online, block, steps, scale); break;
-    case 1: scan_whole<T, 1>(online, block, steps, scale); break;
-    case 2: scan_whole<T, 2>(online, block, steps, scale); break;
-    case 3: scan_whole<T, 3>(online, block, steps, scale); break;
+    case 0: scan_whole(online, GlobalGroups<T, 0>{block}, steps, scale); break;
+    case 1: scan_whole(online, GlobalGroups<T, 1>{block}, steps, scale); break;
+    case 2: scan_whole(online, GlobalGroups<T, 2>{block}, steps, scale); break;
+    case 3: scan_whole(online, GlobalGroups<T, 3>{block}, steps, scale); break;
     default:
       if constexpr (T::kPerWord == 2) {
         switch (shift) {
-          case 4: scan_whole<T, 4>(online, block, steps, scale); break;
-          case 5: scan_whole<T, 5>(online, block, steps, scale); break;
-          case 6: scan_whole<T, 6>(online, block, steps, scale); break;
-          case 7: scan_whole<T, 7>(online, block, steps, scale); break;
+          case 4: scan_whole(online, GlobalGroups<T, 4>{block}, steps, scale); break;
+          case 5: scan_whole(online, GlobalGroups<T, 5>{block}, steps, scale); break;
+          case 6: scan_whole(online, GlobalGroups<T, 6>{block}, steps, scale); break;
+          case 7: scan_whole(online, GlobalGroups<T, 7>{block}, steps, scale); break;
         }
       }
   }

@@ -24,6 +24,8 @@ cudaError_t ask_for_clusters(int device, bool& there) {
   return error;
 }
 
+}  // namespace
+
 // Asked once for each device: 0 unknown, 1 no, 2 yes.
 cudaError_t has_clusters(int device, bool& there) {
   constexpr int kRemembered = 64;
@@ -38,6 +40,8 @@ cudaError_t has_clusters(int device, bool& there) {
   return error;
 }
 
+namespace {
+
 cudaError_t needs_workspace(const ScoreProblem& problem, bool& needed) {
   needed = splits_of(problem.vocab).count > 1 && problem.batch * problem.rows > 0;
   if (!needed || problem.merge == Merge::workspace) return cudaSuccess;
@@ -51,7 +55,9 @@ int64_t partials_per_tensor(const ScoreProblem& problem) {
   return problem.batch * problem.rows * splits_of(problem.vocab).count * kScoreWarps;
 }
 
-ScoreArgs arguments(const ScoreProblem& problem, bool workspace) {
+}  // namespace
+
+ScoreArgs score_arguments(const ScoreProblem& problem, bool workspace) {
   ScoreArgs args = {};
   const int64_t total = problem.batch * problem.rows;
   const int channels = problem.normaliser ? 5 : 3;
@@ -75,6 +81,8 @@ ScoreArgs arguments(const ScoreProblem& problem, bool workspace) {
   return args;
 }
 
+namespace {
+
 cudaError_t launch_dtype(Dtype dtype, const ScoreLaunch& launch) {
   switch (dtype) {
     case Dtype::f32: return launch_rows_f32(launch);
@@ -93,15 +101,19 @@ cudaError_t launch_merge(const ScoreProblem& problem, const ScoreArgs& args, cud
   return cudaLaunchKernelEx(&config, kernel, args, problem.logits[0].dtype, problem.logits[1].dtype);
 }
 
-bool valid(const ScoreProblem& problem) {
+}  // namespace
+
+bool score_valid(const ScoreProblem& problem) {
   const int64_t splits = splits_of(problem.vocab).count;
   return (problem.tensors == 1 || problem.tensors == 2) && problem.vocab > 0 && problem.vocab <= kMaxVocab &&
          problem.batch >= 0 && problem.rows >= 0 &&
          (problem.rows == 0 || problem.batch <= kMaxGrid / splits / problem.rows);
 }
 
+namespace {
+
 cudaError_t launch(const ScoreProblem& problem, cudaStream_t stream) {
-  if (!valid(problem)) return cudaErrorInvalidValue;
+  if (!score_valid(problem)) return cudaErrorInvalidValue;
   if (problem.batch * problem.rows == 0) return cudaSuccess;
   bool workspace = false;
   cudaError_t error = needs_workspace(problem, workspace);
@@ -109,7 +121,7 @@ cudaError_t launch(const ScoreProblem& problem, cudaStream_t stream) {
   if (error == cudaSuccess) error = guard.status();
   if (error != cudaSuccess) return error;
 
-  const ScoreArgs args = arguments(problem, workspace);
+  const ScoreArgs args = score_arguments(problem, workspace);
   const Dtype first = problem.logits[0].dtype, last = problem.logits[problem.tensors - 1].dtype;
   if (first == last) {
     error = launch_dtype(first, {args, problem.tensors, problem.entropy, stream});
@@ -126,7 +138,7 @@ cudaError_t launch(const ScoreProblem& problem, cudaStream_t stream) {
 
 size_t score_workspace(const ScoreProblem& problem) {
   bool needed = false;
-  if (!valid(problem) || needs_workspace(problem, needed) != cudaSuccess || !needed) return 0;
+  if (!score_valid(problem) || needs_workspace(problem, needed) != cudaSuccess || !needed) return 0;
   return sizeof(Partial) * static_cast<size_t>(problem.tensors * partials_per_tensor(problem));
 }
 

@@ -178,7 +178,7 @@ __global__ void __launch_bounds__(kScoreThreads, 8)
   }
   if (in_cluster) {
     cluster_wait();  // the first block has begun: its shared memory can be written
-    if (lane == 0) in_first_block(&shared)->partials[place] = mine;
+    if (lane == 0) in_block(&shared, 0)->partials[place] = mine;
     cluster_arrive();
     cluster_wait();
   } else {

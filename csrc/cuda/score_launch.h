@@ -6,6 +6,7 @@
 namespace stepopsd::cuda {
 
 struct ScoreArgs;
+struct ScoreProblem;
 
 struct ScoreLaunch {
   const ScoreArgs& args;
@@ -13,6 +14,9 @@ struct ScoreLaunch {
   bool entropy;
   cudaStream_t stream;
 };
+
+bool score_valid(const ScoreProblem& problem);
+ScoreArgs score_arguments(const ScoreProblem& problem, bool workspace);
 
 cudaError_t launch_rows_f32(const ScoreLaunch& launch);
 cudaError_t launch_rows_f16(const ScoreLaunch& launch);

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stepopsd.ops.losses import LossOptions
 from stepopsd.ops.results import STATISTICS
 from stepopsd.ops.segments import StepSegments
 
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _WEIGHT_FNS = {"sigmoid": 0, "exp": 1}
 _STEP_NORMS = {"equal_step_mean_abs": 0, "equal_step_ratio": 1, "none": 0}
+_OBJECTIVES = {"grpo": 0, "dr_grpo": 0, "dapo": 0, "bnpo": 0, "cispo": 1, "reinforce": 2}
 _MERGES = {"automatic": 0, "workspace": 1}
 _REBUILD = "reinstall where nvcc is at hand: STEPOPSD_CUDA=1 pip install <path or name>"
 
@@ -194,6 +196,72 @@ def gradient_rows(
         logits.device.index,
     )
     problem.launch(_stream(logits.device))
+
+
+def loss_rows(
+    logits: Tensor,
+    ids: Tensor,
+    active: Tensor,
+    old: Tensor | None,
+    ref: Tensor | None,
+    advantages: Tensor,
+    weights: Tensor,
+    options: LossOptions,
+    *,
+    temperature: float | Tensor,
+    out: Tensor,
+    merge: str = "automatic",
+) -> Tensor:
+    """Score rows for a token-level loss and write its gradient into ``out``, the row staying on the chip in between.
+
+    One read and one write of each logit on devices with thread-block clusters (compute capability 9.0 on) where an
+    eighth of a row fits into the shared memory of a thread block; else the score and gradient kernels run in turn. The
+    scores have the bits of ``score_rows``, the gradient is that of ``gradient_rows``. Nothing waits for the device.
+
+    Args:
+        logits: (B, R, V) CUDA tensor in fp32, fp16 or bf16; any batch and row strides, V contiguous.
+        ids: (B, R) int64 contiguous.
+        active: (B, R) bool contiguous; nothing of the other rows is read, their scores and gradient are 0.
+        old: (B, R) fp32 contiguous log-probs of the policy that took the samples, as the next three; None: the ratio
+            is 1.
+        ref: (B, R) of the reference policy, or None.
+        advantages: (B, R).
+        weights: (B, R) of the tokens in the loss.
+        options: Any loss but ``gspo``.
+        temperature: Divides the logits; a number > 0, or (B, R) fp32 contiguous.
+        out: (B, R, V) of the dtype of the logits, V contiguous; in their very memory, or in none of it.
+        merge: ``automatic``, or ``workspace`` for two visits. The bits are the same.
+
+    Returns:
+        (5, B, R) fp32, those of ``score_rows`` with entropy and normaliser.
+
+    Raises:
+        RuntimeError: The launch was refused; the message is that of the CUDA runtime.
+        TypeError: Logits of another dtype.
+        ValueError: A loss that is not token-level, or ``out`` of another dtype than the logits.
+    """
+    if options.loss not in _OBJECTIVES:
+        raise ValueError(f"loss_rows computes {', '.join(_OBJECTIVES)}, not {options.loss!r}")
+    scores = torch.empty((5, *ids.shape), dtype=torch.float32, device=logits.device)
+    if scores.numel() == 0:
+        return scores
+    numbers = (1 - options.clip_low, 1 + options.clip_high, options.dual_clip, options.kl_coef, options.entropy_coef)
+    problem = _module().CudaLoss(
+        _describe(logits),
+        ids.data_ptr(),
+        active.data_ptr(),
+        [0 if x is None else x.data_ptr() for x in (old, ref, advantages, weights)],
+        _OBJECTIVES[options.loss],
+        numbers,
+        *_per_row(temperature),
+        *logits.shape,
+        _describe(out),
+        scores.data_ptr(),
+        logits.device.index,
+        _MERGES[merge],
+    )
+    _launch(problem, logits.device)
+    return scores
 
 
 def scale_rows(rows: Tensor, factor: Tensor) -> None:

@@ -87,3 +87,4 @@ struct Case {
 std::vector<Case> score_cases();
 std::vector<Case> shape_cases();
 std::vector<Case> gradient_cases();
+std::vector<Case> loss_cases();

@@ -88,14 +88,21 @@ inline cudaError_t cudaSetDevice(int device) {
   return current_device = device, cudaSuccess;
 }
 
-enum cudaDeviceAttr { cudaDevAttrClusterLaunch };
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int device) {
-  return *value = device == 0, cudaSuccess;
+enum cudaDeviceAttr { cudaDevAttrClusterLaunch, cudaDevAttrMaxSharedMemoryPerBlockOptin };
+constexpr int kMostShared = 48000;  // bytes for a block
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr what, int device) {
+  return *value = what == cudaDevAttrClusterLaunch ? device == 0 : kMostShared, cudaSuccess;
 }
 struct cudaFuncAttributes { int ptxVersion; };
 template <class Kernel>
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel) {
   return attributes->ptxVersion = current_device == 0 ? 90 : 80, cudaSuccess;
+}
+
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+template <class Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int bytes) {
+  return bytes <= kMostShared ? cudaSuccess : cudaErrorInvalidValue;
 }
 
 inline cudaError_t cudaMemsetAsync(void* target, int value, size_t bytes, cudaStream_t) {
@@ -109,6 +116,7 @@ struct cudaLaunchAttribute {
 };
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes = 0;
   cudaStream_t stream = nullptr;
   cudaLaunchAttribute* attrs = nullptr;
   unsigned numAttrs = 0;
@@ -117,6 +125,7 @@ struct cudaLaunchConfig_t {
 template <class... Params, class... Args>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...), Args&&... args) {
   emulation::Launch launch{config->gridDim, config->blockDim};
+  launch.dynamic_shared = config->dynamicSmemBytes;
   if (config->numAttrs > 0) launch.cluster = config->attrs[0].val.clusterDim.x;
   if (launch.cluster > 1 && current_device != 0) return cudaErrorInvalidValue;
   emulation::run(launch, [&] { kernel(args...); });

@@ -1,6 +1,9 @@
 // In place of the instructions in csrc/cuda/intrinsics.cuh, with small blocks: two warps of four threads.
 #pragma once
 
+#include <utility>
+#include <vector>
+
 #include "cuda_runtime.h"
 
 namespace stepopsd::cuda {
@@ -12,10 +15,22 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 
 inline uint4 load_once(const uint4* p) {
   if (reinterpret_cast<uintptr_t>(p) % 16 != 0) emulation::fail("a misaligned 16-byte load");
-  return *p;
+  return {p->x, p->y, p->z, p->w};  // by the word: ThreadSanitizer overlooks copies of the whole
 }
 inline uint4 load_twice(const uint4* p) { return load_once(p); }
 inline uint4 load_own(const uint4* p) { return load_once(p); }
+
+inline void store_words(uint4* p, uint4 v) {
+  if (reinterpret_cast<uintptr_t>(p) % 16 != 0) emulation::fail("a misaligned 16-byte store");
+  p->x = v.x, p->y = v.y, p->z = v.z, p->w = v.w;
+}
+
+inline thread_local std::vector<std::pair<uint4*, const uint4*>> pending_copies;
+inline void copy_async(uint4* shared, const uint4* global) { pending_copies.emplace_back(shared, global); }
+inline void wait_for_copies() {
+  for (const auto& [to, from] : pending_copies) store_words(to, load_once(from));
+  pending_copies.clear();
+}
 
 inline float exp2_approx(float x) {
   const float y = std::exp2(x);
@@ -77,12 +92,16 @@ T& block_shared() {
   return *static_cast<T*>(emulation::block_shared(sizeof(T)));
 }
 
+inline char* dynamic_shared() {
+  return static_cast<char*>(emulation::block_shared(emulation::self.home->cluster->dynamic_shared));
+}
+
 inline void cluster_arrive_relaxed() { emulation::cluster_arrive(std::memory_order_relaxed); }
 inline void cluster_arrive() { emulation::cluster_arrive(std::memory_order_release); }
 inline void cluster_wait() { emulation::cluster_wait(); }
 template <class T>
-T* in_first_block(T* shared) {
-  return static_cast<T*>(emulation::in_first_block(shared));
+T* in_block(T* shared, uint32_t block) {
+  return static_cast<T*>(emulation::in_block(shared, block));
 }
 
 }  // namespace stepopsd::cuda

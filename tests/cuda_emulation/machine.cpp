@@ -70,7 +70,7 @@ void run_member(const Launch& launch, Team& team, unsigned first, unsigned teams
     team.barrier.wait(++rounds);
   };
   for (unsigned index = first; index < per_row * launch.grid.y; index += teams) {
-    if (member == 0) team.cluster = std::make_unique<Cluster>(launch.cluster, threads);
+    if (member == 0) team.cluster = std::make_unique<Cluster>(launch.cluster, threads, launch.dynamic_shared);
     meet();
     self = Thread{};
     threadIdx = Dim3(member % threads, 0, 0);
@@ -102,7 +102,8 @@ Block::Block(int threads) : barrier(static_cast<unsigned>(threads)) {
   for (int w = 0; w < threads / kWarp; ++w) warps.push_back(std::make_unique<Warp>());
 }
 
-Cluster::Cluster(int count, int threads) : barrier(static_cast<unsigned>(count * threads)) {
+Cluster::Cluster(int count, int threads, size_t dynamic_shared_)
+    : dynamic_shared(dynamic_shared_), barrier(static_cast<unsigned>(count * threads)) {
   for (int b = 0; b < count; ++b) {
     blocks.push_back(std::make_unique<Block>(threads));
     blocks.back()->cluster = this;
@@ -161,11 +162,11 @@ char* shared_of(Block& block, size_t bytes) {
 
 void* block_shared(size_t bytes) { return shared_of(*self.home, bytes); }
 
-void* in_first_block(void* shared) {
-  // Before the cluster has met, the first block may not have begun, and on a GPU its memory may be another's.
+void* in_block(void* shared, unsigned block) {
+  // Before the cluster has met, the other block may not have begun, and on a GPU its memory may be another's.
   if (self.cluster_waits == 0) fail("another block's shared memory before the cluster has met");
   Block& home = *self.home;
-  return shared_of(*home.cluster->blocks[0], home.shared_bytes) + (static_cast<char*>(shared) - home.shared.get());
+  return shared_of(*home.cluster->blocks[block], home.shared_bytes) + (static_cast<char*>(shared) - home.shared.get());
 }
 
 unsigned atomic_add(unsigned* target, unsigned value) {

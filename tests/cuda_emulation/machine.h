@@ -52,7 +52,8 @@ struct Block {
 };
 
 struct Cluster {
-  Cluster(int blocks, int threads);
+  Cluster(int blocks, int threads, size_t dynamic_shared);
+  const size_t dynamic_shared;  // bytes for each block
   Barrier barrier;
   std::vector<std::unique_ptr<Block>> blocks;
 };
@@ -72,6 +73,7 @@ inline thread_local Thread self;
 struct Launch {
   Dim3 grid, block;
   unsigned cluster = 1;  // blocks along x
+  size_t dynamic_shared = 0;
 };
 
 // Runs the body once for every thread of the grid and returns when all are done.
@@ -82,7 +84,7 @@ void cluster_arrive(std::memory_order order);
 void cluster_wait();
 uint64_t exchange(uint64_t value, int from_lane);
 void* block_shared(size_t bytes);
-void* in_first_block(void* shared);
+void* in_block(void* shared, unsigned block);
 unsigned atomic_add(unsigned* target, unsigned value);
 void thread_fence();
 

@@ -55,7 +55,7 @@ double decode(uint32_t bits, stepopsd::Dtype dtype) {
 
 int main(int count, char** words) {
   std::vector<Case> cases = score_cases();
-  for (const auto& more : {shape_cases(), gradient_cases()}) cases.insert(cases.end(), more.begin(), more.end());
+  for (const auto& more : {shape_cases(), gradient_cases(), loss_cases()}) cases.insert(cases.end(), more.begin(), more.end());
   const std::vector<std::string> wanted(words + 1, words + count);
   int found = 0;
   for (const Case& each : cases) {

@@ -43,7 +43,7 @@ class Loop:
 
 @dataclass(frozen=True)
 class Rewrite:
-    """A loop that writes as many elements as it reads; the rates are per element, the rest is that of one trip."""
+    """A loop of a kernel that writes rows; the rates are per element, the rest is that of one trip."""
 
     per_element: float
     exponentials: float
@@ -140,13 +140,14 @@ def read_loop(body: Listing, vector: int) -> Loop | None:
 
 
 def read_rewrite(body: Listing, vector: int) -> Rewrite | None:
-    """None where the loop stores nothing, or loads nothing."""
+    """None where the loop loads nothing, or neither stores nor computes."""
     opcodes = [code for code, _ in body]
     loads, shared, stores = ([code for code in opcodes if code.startswith(name)] for name in ("LDG", "LDS", "STG"))
-    if not stores or not loads + shared:
+    exponentials = sum(code.startswith("MUFU.EX2") for code in opcodes)
+    elements = (len(stores) or exponentials // vector) * vector
+    if not loads + shared or not elements:
         return None
     count = Counter(code.split(".")[0] for code in opcodes)
-    elements = len(stores) * vector
     return Rewrite(
         per_element=round(len(body) / elements, 2),
         exponentials=round(count["MUFU"] / elements, 3),
@@ -163,7 +164,7 @@ def read_kernel(target: str, name: str, usage: tuple[int, int], listing: Listing
     kind = re.search(r"score_kernel.*(F32|F16|Bf16)ELb([01])E", name)
     dtype = DTYPES[kind[1]] if kind else ""
     loops = [read_loop(body, 16 // BYTES[dtype]) for body in inner_loops(listing)] if kind else []
-    writes = re.search(r"(?:gradient|scale)_kernel.*(F32|F16|Bf16)", name)
+    writes = re.search(r"(?:gradient|scale|loss)_kernel.*(F32|F16|Bf16)", name)
     vector = 16 // BYTES[DTYPES[writes[1]]] if writes else 0
     rewrites = [read_rewrite(body, vector) for body in inner_loops(listing)] if writes else []
     return Kernel(

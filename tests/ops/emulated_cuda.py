@@ -72,7 +72,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
     def on_first_device(problem: type) -> Any:  # CPU tensors have no device index
         return lambda *arguments: problem(*(0 if argument is None else argument for argument in arguments))
 
-    problems = ("CudaScore", "CudaShape", "CudaGradient", "CudaScale")
+    problems = ("CudaScore", "CudaShape", "CudaGradient", "CudaScale", "CudaLoss")
     emulated = SimpleNamespace(**{name: on_first_device(getattr(module, name)) for name in problems})
     monkeypatch.setattr(cuda, "_load", lambda: emulated)
     monkeypatch.setattr(cuda, "availability", lambda device_type: None)

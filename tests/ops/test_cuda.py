@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stepopsd.ops import cuda, dispatch, torch_backend
+from stepopsd.ops import cuda, dispatch, gradient_ops, losses, torch_backend
 from stepopsd.ops.segments import sort_steps
 from tests.ops import emulated_cuda, sanitize
 
@@ -221,6 +221,37 @@ def test_other_dtypes_are_refused(recorder):
 def test_what_the_sanitizer_runs_agrees_with_float64_on_an_emulated_gpu(monkeypatch):
     emulated_cuda.install(monkeypatch)
     assert sanitize.run("cuda", "cpu") == 390
+
+
+@pytest.mark.parametrize("merge", ["automatic", "workspace"])
+@pytest.mark.parametrize("loss", ["grpo", "cispo", "reinforce"])
+def test_a_loss_is_scored_and_its_gradient_written_on_an_emulated_gpu(monkeypatch, loss, merge):
+    emulated_cuda.install(monkeypatch)
+    rng = torch.Generator().manual_seed(0)
+    logits, ids = torch.randn((2, 3, 300), generator=rng) * 3, torch.randint(300, (2, 3), generator=rng)
+    active, how = torch.rand((2, 3), generator=rng) < 0.8, {"temperature": 0.7}
+    old, ref, advantages, weights = torch.randn((4, 2, 3), generator=rng) * 0.2
+    want = torch_backend.score_rows([logits], ids, active, entropy=True, normaliser=True, **how)[0]
+    old, ref = old + want[0], ref + want[0]
+    options = losses.loss_options(loss, None, None, 0.0, 0.1, 0.02)
+    terms = losses.policy_terms(want[0], want[2], old, ref, advantages, weights, active, options)
+    coefficients = gradient_ops.coefficients(terms.logprob_slope, None, terms.entropy_slope, want[2])
+    gradient = torch.empty_like(logits)
+    torch_backend.gradient_rows(logits, ids, active, want[3:], coefficients, out=gradient, **how)
+    scores = cuda.loss_rows(
+        logits, ids, active, old, ref, advantages, weights, options, out=logits, merge=merge, **how
+    )  # fmt: skip
+    torch.testing.assert_close(scores[:3], want[:3], atol=1e-5, rtol=1e-6)
+    torch.testing.assert_close(logits, gradient, atol=2e-6, rtol=2e-5)
+
+
+def test_a_sequence_level_loss_is_refused():
+    nothing, options = torch.zeros(1, 1), losses.loss_options("gspo", None, None, 0.0, 0.0, 0.0)
+    with pytest.raises(ValueError, match="not 'gspo'"):
+        cuda.loss_rows(
+            torch.zeros(1, 1, 8), nothing.long(), nothing.bool(), None, None, nothing, nothing, options,
+            temperature=1.0, out=torch.zeros(1, 1, 8),
+        )  # fmt: skip
 
 
 def test_a_refused_launch_is_an_error_with_the_reason(monkeypatch):

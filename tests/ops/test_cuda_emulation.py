@@ -87,7 +87,7 @@ def threads(tmp_path_factory: pytest.TempPathFactory) -> Build:
 def test_kernels_agree_with_double_and_stay_within_their_buffers(memory: Build) -> None:
     done = run(memory.driver)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count(": 0 failures") == 19
+    assert done.stdout.count(": 0 failures") == 23
 
 
 def test_threads_blocks_and_clusters_race_nowhere(threads: Build) -> None:
