@@ -26,7 +26,6 @@ from stepopsd.ops.triton.table import TABLE, Launch
 POINTERS = {"bf16": 2, "fp16": 2, "fp32": 4}
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 OPCODE = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+\s+)?([A-Z][A-Z0-9_.]*)(.*?);")
-NARROW = re.compile(r"\.[US](?:8|16)\b")
 LABEL = re.compile(r"^(\.L_x_\d+):")
 
 
@@ -38,7 +37,7 @@ class Loop:
     exponentials: float
     groups: int  # 16-byte groups of logits that a thread adds in one trip
     loads: int
-    narrow_loads: int  # of fewer than four bytes
+    wide_loads: int  # of 16 bytes
     meetings: int  # barriers, shuffles
     spills: int
 
@@ -154,7 +153,7 @@ def read_loop(body: list[str], width: int, groups: int, polynomial: int) -> Loop
         exponentials=round(count["MUFU"] / logits, 3),
         groups=trips * groups,
         loads=len(loads),
-        narrow_loads=sum(bool(NARROW.search(code)) for code in loads),
+        wide_loads=sum(".128" in code for code in loads),
         meetings=count["BAR"] + count["WARPSYNC"] + count["SHFL"],
         spills=count["LDL"] + count["STL"],
     )

@@ -31,10 +31,17 @@ def read_group(block, SHIFT: tl.constexpr, dtype: tl.constexpr, WIDTH: tl.conste
 
     Both blocks hold logits of the group, so no read leaves the row's memory pages. Each logit takes one operation to
     fp32: bf16 is the upper half of one.
+
+    Returns the logits, and one word made of words beside them. Whoever uses it makes the compiler load both blocks
+    whole: of a block of which fewer than three words are wanted it loads no more than these.
     """
     words = load_words(block, THREADS)
+    beside = tl.zeros_like(words[0])
     if SHIFT > 0:
         words += load_words(block + 4, THREADS)
+        for place in tl.static_range(1, 7):
+            if place < SHIFT * 4 // WIDTH or place > (SHIFT + WIDTH - 1) * 4 // WIDTH:
+                beside ^= words[place]
     logits = ()
     for place in tl.static_range(SHIFT, SHIFT + WIDTH):
         if WIDTH == 4:
@@ -45,7 +52,7 @@ def read_group(block, SHIFT: tl.constexpr, dtype: tl.constexpr, WIDTH: tl.conste
         else:
             bits = words[place // 2] if place % 2 == 0 else words[place // 2] >> 16
             logits += (bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32),)
-    return logits
+    return logits, beside
 
 
 @triton.jit

@@ -18,16 +18,23 @@ SCORE_RUN_TIME = (*MERGE_RUN_TIME, "first", "second", "ids", "inner", "vocab", "
 
 
 @triton.jit
-def sweep(block, trips, scale, peak, total, moment, SHIFT: tl.constexpr, dtype: tl.constexpr, WIDTH: tl.constexpr,
-          THREADS: tl.constexpr, GROUPS: tl.constexpr, POLYNOMIAL: tl.constexpr, ENTROPY: tl.constexpr):  # fmt: skip
+def sweep(block, trips, scale, peak, total, moment, beside, SHIFT: tl.constexpr, dtype: tl.constexpr,
+          WIDTH: tl.constexpr, THREADS: tl.constexpr, GROUPS: tl.constexpr, POLYNOMIAL: tl.constexpr,
+          ENTROPY: tl.constexpr):  # fmt: skip
     """Fold ``trips`` times GROUPS groups per thread into the states, from ``block`` on."""
     for _ in tl.range(0, trips):
         logits = ()
+        if GROUPS > 1 and POLYNOMIAL == 0:
+            # Words of the last trip alone keep the loads of all trips whole, without an instruction in the loop, unless
+            # the compiler unrolls it, as it does with one group. They take registers that the polynomial needs.
+            beside = tl.zeros_like(beside)
         for group in tl.static_range(GROUPS):
-            logits += read_group(block + group * 4 * THREADS, SHIFT, dtype, WIDTH, THREADS)
+            read, others = read_group(block + group * 4 * THREADS, SHIFT, dtype, WIDTH, THREADS)
+            logits += read
+            beside ^= others
         peak, total, moment = fold(logits, scale, peak, total, moment, POLYNOMIAL, ENTROPY)
         block += GROUPS * 4 * THREADS
-    return peak, total, moment
+    return peak, total, moment, beside
 
 
 @triton.jit
@@ -43,17 +50,18 @@ def sweep_groups(row, shift, groups, scale, peak, total, moment, WIDTH: tl.const
     # The hint must follow an operation: on a mere argument it would be lost.
     boundary = tl.multiple_of((row - shift).to(tl.pointer_type(tl.int32), bitcast=True), 16)
     block = boundary + (4 * tl.arange(0, THREADS)[:, None] + tl.arange(0, 4)[None, :])
+    beside = tl.zeros((THREADS,), tl.int32)
     for s in tl.static_range(WIDTH if SHIFTED else 1):
         if shift == s:
-            peak, total, moment = sweep(
-                block, groups // GROUPS, scale, peak, total, moment, s, dtype, WIDTH, THREADS, GROUPS, POLYNOMIAL,
-                ENTROPY)  # fmt: skip
+            peak, total, moment, beside = sweep(
+                block, groups // GROUPS, scale, peak, total, moment, beside, s, dtype, WIDTH, THREADS, GROUPS,
+                POLYNOMIAL, ENTROPY)  # fmt: skip
             if GROUPS > 1:
                 rest = block + groups // GROUPS * (GROUPS * 4 * THREADS)
-                peak, total, moment = sweep(
-                    rest, groups % GROUPS, scale, peak, total, moment, s, dtype, WIDTH, THREADS, 1, POLYNOMIAL,
+                peak, total, moment, beside = sweep(
+                    rest, groups % GROUPS, scale, peak, total, moment, beside, s, dtype, WIDTH, THREADS, 1, POLYNOMIAL,
                     ENTROPY)  # fmt: skip
-    return peak, total, moment
+    return peak, total, moment, beside
 
 
 @triton.jit
@@ -113,9 +121,12 @@ def score_kernel(
         peak = tl.full((THREADS,), BOTTOM, tl.float32)
         total = tl.zeros((THREADS,), tl.float32)
         moment = tl.zeros((THREADS,), tl.float32)
-        peak, total, moment = sweep_groups(
+        peak, total, moment, beside = sweep_groups(
             logits + start, shift, groups, scale, peak, total, moment, WIDTH, SHIFTED, THREADS, GROUPS, POLYNOMIAL,
             ENTROPY)  # fmt: skip
+        if SHIFTED:
+            # Never so, but the compiler does not know it and loads what `beside` is made of.
+            total = tl.where(vocab < 0, beside.to(tl.float32, bitcast=True), total)
         logit = tl.load(logits + column, mask=(column >= start) & (column < stop), other=0.0).to(tl.float32)
         logit = tl.where((column >= 0) & (column < vocab), logit, float("nan"))
         start += groups * STEP
