@@ -146,11 +146,11 @@ def test_a_full_vocabulary_matches_float64() -> None:
 def test_how_the_work_is_divided_changes_no_bit(
     programs: int, short_trips: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shape = (1, 3, 1301)
+    shape = (1, 3, 1280)  # whole trips, and the part of a block that rows off a boundary have beyond them
     x, ids, abc = rows(shape, torch.bfloat16, lead=5), ids_for(shape), coefficients(shape)
-    ids[0] = torch.tensor([0, 640, 1300])
+    ids[0] = torch.tensor([0, 640, 1279])
     monkeypatch.setattr(gradient, "PROGRAMS", programs)
-    few = run(x, ids, abc)
+    few = run(x, ids, abc, out=blank(x, lead=5))
     monkeypatch.undo()
     assert torch.equal(bits(few), bits(run(x, ids, abc)))
 
@@ -314,6 +314,20 @@ def test_masked_vocabulary_and_extreme_logits_match_float64(dtype: torch.dtype) 
     assert_rows(got[:, 3:], want[:, 3:], relative=4e-6 if DEVICE == "cuda" else 2e-2)
 
 
+def test_large_logits_lose_no_digits() -> None:
+    shape = (1, 4, 1000)
+    values = torch.randint(-256, 256, shape, generator=torch.Generator().manual_seed(0)) / 64
+    x, ids, abc = place(values + 1e4, torch.float32), ids_for(shape), coefficients(shape)
+    # Scaled by log2(e) / temperature = 1, so that the interpreter's fma is exact too.
+    temperature = float(torch.tensor(math.log2(math.e)))
+    weights = values.double().exp2()
+    mass = weights.sum(-1)
+    planes = torch.stack((torch.full_like(mass, 1e4), mass.log2())).float().to(DEVICE)
+    p, (a, b, c) = weights / mass[..., None], abc.cpu().double()[..., None]
+    want = (p * (b + c * p.log())).scatter_add(-1, ids.cpu()[..., None], a) / temperature
+    assert_rows(run(x, ids, abc, temperature=temperature, normaliser=planes), want, relative=1e-6)
+
+
 @pytest.mark.parametrize("value", [NAN, INF])
 def test_a_broken_logit_breaks_its_row_alone(value: float) -> None:
     shape = (1, 5, 1027)
@@ -383,6 +397,29 @@ def test_the_grid_has_one_axis(monkeypatch: pytest.MonkeyPatch) -> None:
     assert grids == [(70_000,), (gradient.PROGRAMS,)]  # other axes end at 65,535
 
 
+def test_16_byte_loads_are_promised_just_where_rows_lie_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    from stepopsd.ops.triton import gradient_kernels
+
+    promises = []
+
+    class Recorder:
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            return lambda *_, **options: promises.append(options["MATCHED"])
+
+    monkeypatch.setattr(gradient_kernels, "gradient_kernel", Recorder())
+    for b, r in ((1, 1), (1, 3), (3, 1), (2, 2)):
+        layouts = [  # outer and inner strides that differ in what matters, and place in memory
+            torch.zeros(999, dtype=torch.bfloat16)[lead:].as_strided((b, r, 17), (outer, inner, 1))
+            for outer in (120, 121, 128) for inner in (24, 25, 40) for lead in (0, 1, 8)
+        ]  # fmt: skip
+        ids, planes = torch.zeros(b, r, dtype=torch.int64), torch.zeros(3, b, r)
+        for x in layouts:
+            for out in layouts:
+                run(x, ids, planes, ids == 0, out=out, normaliser=planes[:2])
+                gaps = {(x[i, j].data_ptr() - out[i, j].data_ptr()) % 16 for i in range(b) for j in range(r)}
+                assert promises.pop() == (gaps == {0}), (b, r, x.stride(), out.stride(), gaps)
+
+
 def test_no_rows_and_no_vocabulary_are_fine() -> None:
     for shape in ((0, 4, 50), (2, 0, 50)):
         empty, ids = torch.empty(shape, device=DEVICE), torch.empty(shape[:2], dtype=torch.int64, device=DEVICE)
@@ -392,7 +429,7 @@ def test_no_rows_and_no_vocabulary_are_fine() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("vocab", [1, 7, 513, 1301])
+@pytest.mark.parametrize("vocab", [1, 7, 513, 1280])
 def test_rows_of_every_alignment_are_scaled(
     vocab: int, dtype: torch.dtype, short_trips: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
