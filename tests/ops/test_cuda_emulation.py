@@ -175,6 +175,21 @@ MUTATIONS = {
         "gradients_of_extreme_rows", WRONG),
     "scaled_where_the_factor_is_one_and_not_elsewhere": Mutation(
         "gradient.cuh", "map.factor == 1", "map.factor != 1", "gradient.cu", "scaling", WRONG),
+    # Losses: what a cluster has to wait for before it overwrites a row.
+    "loss_without_the_second_meeting": Mutation(
+        "loss.cuh", "cluster_arrive();\n    cluster_wait();", "", "loss.cu", "losses_of_long_rows", RACE),
+    "loss_with_a_relaxed_second_arrival": Mutation(
+        "loss.cuh", "cluster_arrive();", "cluster_arrive_relaxed();", "loss.cu", "losses_of_long_rows", RACE),
+    "loss_touching_a_block_that_may_not_have_begun": Mutation(
+        "loss.cuh", "cluster_wait();  // all blocks", "// all blocks", "loss.cu", "losses_of_long_rows", MISUSE),
+    "loss_without_the_barrier_behind_the_copy": Mutation(
+        "loss.cuh", "__syncthreads();", "", "loss.cu", "losses_at_every_alignment", RACE),
+    "loss_without_the_barrier_before_the_gradient": Mutation(
+        "loss.cuh", "__syncthreads();", "", "loss.cu", "losses_at_every_alignment", RACE, 3),
+    "loss_that_does_not_wait_for_its_copies": Mutation(
+        "loss.cuh", "wait_for_copies();", "", "loss.cu", "losses_at_every_alignment", WRONG),
+    "loss_with_too_little_shared_memory": Mutation(
+        "loss.cuh", "/ kPerGroup<T> + 1;", "/ kPerGroup<T>;", "loss.cu", "losses_at_every_alignment", OVERFLOW),
     "means_over_all_steps": Mutation("shape.cuh", "live.count >= 2", "live.count >= 1", "shape.cu",
                                      "special_token_values", WRONG),
 }  # fmt: skip
