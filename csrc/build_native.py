@@ -32,10 +32,12 @@ FLAGS = [
     "-std=c++17", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-pthread", "-Wall", "-Wextra",
 ]
 LINK = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared", "-pthread"]
+# GCC 12's own header uses undefined registers on purpose and warns about each use.
+AVX512_FLAGS = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-Wno-maybe-uninitialized"]
 ISA_FLAGS = {
     "rows_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
-    # GCC 12's own header uses undefined registers on purpose and warns about each use.
-    "rows_avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-Wno-maybe-uninitialized"],
+    "rows_avx512.cpp": AVX512_FLAGS,
+    "rows_avx512bf16.cpp": [*AVX512_FLAGS, "-mavx512bf16"],
 }
 CUDA_ARCHS = "80;90;100"
 NVCC_FLAGS = ["-std=c++17", "-O3", "-lineinfo", "--threads", "0"]

@@ -9,7 +9,9 @@
 #include <tuple>
 #include <vector>
 
+#include "gradient_rows.h"
 #include "kernels.h"
+#include "loss_rows.h"
 #include "read_probe.h"
 #include "score_rows.h"
 #include "shape_rows.h"
@@ -28,29 +30,61 @@ T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-std::string bad_id(const cpu::ScoreProblem& problem, int64_t index) {
-  const std::string place =
-      "(" + std::to_string(index / problem.rows) + ", " + std::to_string(index % problem.rows) + ")";
-  return "token_ids must lie in [0, " + std::to_string(problem.vocab) + "), got " +
-         std::to_string(problem.ids[index]) + " at position " + place;
+cpu::Strided at(const Strided& x) {
+  const auto& [address, dtype, batch_stride, row_stride] = x;
+  return {at<void>(address), static_cast<Dtype>(dtype), batch_stride, row_stride};
 }
 
-// `temperatures` is 0 or the address of one for each row.
-void score_rows(const std::vector<Strided>& logits, Address ids, Address active, double temperature,
-                Address temperatures, Address out, int64_t batch, int64_t rows, int64_t vocab, bool entropy,
+// (ids, active, temperature, temperatures, batch, rows, vocab); `temperatures` is 0 or the address of one for each row.
+using Rows = std::tuple<Address, Address, double, Address, int64_t, int64_t, int64_t>;
+
+// Throws where an active row's id is invalid, before anything is read or written.
+cpu::RowSet checked(const Rows& x) {
+  const auto& [ids, active, temperature, temperatures, batch, rows, vocab] = x;
+  const cpu::RowSet set{at<const int64_t>(ids), at<const bool>(active), temperature, at<const float>(temperatures),
+                        batch, rows, vocab};
+  const int64_t bad = set.first_bad_id();
+  if (bad < 0) return set;
+  const std::string place = "(" + std::to_string(bad / rows) + ", " + std::to_string(bad % rows) + ")";
+  throw std::out_of_range("token_ids must lie in [0, " + std::to_string(vocab) + "), got " +
+                          std::to_string(set.ids[bad]) + " at position " + place);
+}
+
+void score_rows(const std::vector<Strided>& logits, const Rows& rows, bool entropy, bool normaliser, Address out,
                 int threads) {
   const cpu::RowKernels& kernels = cpu::kernels_in_use();
-  cpu::ScoreProblem problem{{},    at<const int64_t>(ids), at<const bool>(active),
-                            temperature, at<const float>(temperatures), batch,
-                            rows,  vocab, entropy,
-                            at<float>(out)};
-  for (const auto& [address, dtype, batch_stride, row_stride] : logits) {
-    problem.logits.push_back({at<const void>(address), static_cast<Dtype>(dtype), batch_stride, row_stride});
-  }
   const py::gil_scoped_release no_gil;
-  const int64_t bad = cpu::first_bad_id(problem);
-  if (bad >= 0) throw std::out_of_range(bad_id(problem, bad));
+  cpu::ScoreProblem problem{{}, checked(rows), entropy, normaliser, at<float>(out)};
+  for (const Strided& x : logits) problem.logits.push_back(at(x));
   cpu::score_rows(problem, kernels, threads);
+}
+
+void gradient_rows(const Strided& logits, const Strided& out, const Rows& rows, Address normaliser,
+                   Address coefficients, int threads) {
+  const cpu::RowKernels& kernels = cpu::kernels_in_use();
+  const py::gil_scoped_release no_gil;
+  cpu::gradient_rows({at(logits), at(out), checked(rows), at<const float>(normaliser), at<const float>(coefficients)},
+                     kernels, threads);
+}
+
+void scale_rows(const Strided& data, int64_t batch, int64_t rows, int64_t vocab, double factor, int threads) {
+  const cpu::RowKernels& kernels = cpu::kernels_in_use();
+  const py::gil_scoped_release no_gil;
+  cpu::scale_rows(at(data), batch, rows, vocab, static_cast<float>(factor), kernels, threads);
+}
+
+// `tokens` are the addresses of old log-probs or 0, reference log-probs or 0, advantages, weights; `numbers` are 1 -
+// clip_low, 1 + clip_high, dual_clip, kl_coef, entropy_coef.
+void loss_rows(const Strided& logits, const Strided& out, const Rows& rows, const std::array<Address, 4>& tokens,
+               int objective, const std::array<double, 5>& numbers, Address scores, int threads) {
+  const cpu::RowKernels& kernels = cpu::kernels_in_use();
+  const auto number = [&](int i) { return static_cast<float>(numbers[i]); };
+  const PolicyOptions options{static_cast<Objective>(objective), number(0), number(1), number(2), number(3),
+                              number(4), tokens[1] != 0};
+  const py::gil_scoped_release no_gil;
+  cpu::loss_rows({at(logits), at(out), checked(rows), at<const float>(tokens[0]), at<const float>(tokens[1]),
+                  at<const float>(tokens[2]), at<const float>(tokens[3]), options, at<float>(scores)},
+                 kernels, threads);
 }
 
 // `segments` are the addresses of order, step starts, trajectory starts and counts, or all 0.
@@ -99,6 +133,9 @@ void bind_cpu(py::module_& m) {
   m.def("supported_isas", &cpu::supported_isas);
   m.def("isa", [] { return cpu::kernels_in_use().isa; });
   m.def("score_rows", &score_rows);
+  m.def("gradient_rows", &gradient_rows);
+  m.def("scale_rows", &scale_rows);
+  m.def("loss_rows", &loss_rows);
   m.def("shape_rows", &shape_rows);
   m.def("step_segments", &step_segments);
   m.def("read_probe", &read_probe);

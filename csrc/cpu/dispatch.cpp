@@ -17,6 +17,7 @@ std::vector<const RowKernels*> find_runnable() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
     found.push_back(&avx512_kernels);
+    if (__builtin_cpu_supports("avx512bf16")) found.push_back(&avx512bf16_kernels);
   }
 #endif
   return found;

@@ -13,6 +13,17 @@ namespace stepopsd::cpu {
 // Statistics of `vocab` contiguous elements, whose scaled logits are x * scale with scale = log2(e) / temperature.
 using RowFn = RowStats (*)(const void* row, int64_t vocab, float scale);
 
+// The derivative of a loss by `vocab` logits of a row, but for that of the selected token by itself:
+//   2^((x - origin) * scale) * (constant + slope * (x - origin) * scale); nothing but `constant` where the slope is 0.
+struct RowGradient {
+  float scale, origin, constant, slope;
+};
+
+// `out` may be `row`. With `stream`, and where the instruction set writes whole cache lines, it goes past the caches.
+using GradientFn = void (*)(const void* row, void* out, int64_t vocab, const RowGradient& gradient, bool stream);
+using ScaleFn = void (*)(void* row, int64_t vocab, float factor);
+using PutFn = void (*)(void* element, float value);
+
 using PowersFn = void (*)(const float* x, float* out, int64_t n);
 using ReadFn = uint64_t (*)(const void* memory, int64_t bytes);
 
@@ -20,6 +31,9 @@ struct RowKernels {
   const char* isa;
   RowFn stats[3];         // by Dtype
   RowFn with_entropy[3];  // the same, `weighted` filled in
+  GradientFn gradient[3];
+  ScaleFn scale[3];
+  PutFn put[3];
   PowersFn powers[3];     // by Dtype of the logits: 2^x as the row kernels compute it; n is a multiple of 64
   ReadFn read;            // reads and does nothing else
 };
@@ -28,6 +42,7 @@ extern const RowKernels portable_kernels;
 #if defined(STEPOPSD_X86)
 extern const RowKernels avx2_kernels;
 extern const RowKernels avx512_kernels;
+extern const RowKernels avx512bf16_kernels;
 #endif
 
 // What this machine can run, slowest first.

@@ -240,14 +240,5 @@ uint64_t read_all(const void* memory, int64_t bytes) {
   return bits;
 }
 
-template <class Simd>
-constexpr RowKernels kernels_of(const char* isa) {
-  return {isa,
-          {row_stats<Simd, float, false>, row_stats<Simd, Half, false>, row_stats<Simd, Bfloat, false>},
-          {row_stats<Simd, float, true>, row_stats<Simd, Half, true>, row_stats<Simd, Bfloat, true>},
-          {powers_of<Simd, true>, powers_of<Simd, false>, powers_of<Simd, false>},
-          read_all<Simd>};
-}
-
 }  // namespace
 }  // namespace stepopsd::cpu

@@ -1,7 +1,7 @@
 // AVX2 with FMA and F16C.
 #include <immintrin.h>
 
-#include "rows.h"
+#include "row_kernels.h"
 
 namespace stepopsd::cpu {
 namespace {
@@ -29,6 +29,7 @@ struct Avx2 {
   }
 
   static constexpr float floor = -120.0f;  // the entries are as small as 2^-5
+  static constexpr bool factors = false, streams = false;
   static constexpr Mode first = Mode::floored;
 
   // Adding 1.5 * 2^23 / 8 leaves 8 n + i in the low bits; moved up by 20 they add n to the exponent of the entry, from
@@ -44,7 +45,7 @@ struct Avx2 {
       table = _mm256_sub_epi32(entries, _mm256_slli_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), 20));
     }
 
-    void operator()(const Group<Avx2>& x, Group<Avx2>& coarse, Group<Avx2>& fine) const {
+    STEPOPSD_INLINE void operator()(const Group<Avx2>& x, Group<Avx2>& coarse, Group<Avx2>& fine) const {
       using namespace pow2::cubic_8;
       for (int v = 0; v < kGroup; ++v) {
         const Vec low = _mm256_min_ps(limit, x[v]);
@@ -73,6 +74,31 @@ struct Avx2 {
       x[v] = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
       x[v + 1] = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
     }
+  }
+
+  static Vec vanish(Vec power, Vec x, Vec floor) { return _mm256_and_ps(power, _mm256_cmp_ps(x, floor, _CMP_NLT_UQ)); }
+
+  static void store(float* p, const Group<Avx2>& x) {
+    for (int v = 0; v < kGroup; ++v) _mm256_storeu_ps(p + 8 * v, x[v]);
+  }
+  static void store(Half* p, const Group<Avx2>& x) {
+    for (int v = 0; v < kGroup; ++v) _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8 * v), narrow(x[v]));
+  }
+  static void store(Bfloat* p, const Group<Avx2>& x) {
+    for (int v = 0; v < kGroup; v += 2) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8 * v), narrow(x[v], x[v + 1]));
+    }
+  }
+
+ private:
+  static __m128i narrow(Vec x) { return _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static __m256i narrow(Vec even, Vec odd) {
+    return _mm256_blend_epi16(_mm256_srli_epi32(rounded(even), 16), rounded(odd), 0xaa);
+  }
+  static __m256i rounded(Vec x) {  // to nearest even in the high 16 bits
+    const __m256i bits = _mm256_castps_si256(x);
+    const __m256i last = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    return _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), last);
   }
 };
 

@@ -1,5 +1,5 @@
 // Any processor: the vector extension that GCC and Clang share, which they lower to SSE2, NEON or scalar code.
-#include "rows.h"
+#include "row_kernels.h"
 
 namespace stepopsd::cpu {
 namespace {
@@ -23,6 +23,7 @@ struct Portable {
   }
 
   static constexpr float floor = -126.75f;  // rounds down to -127, the power 0
+  static constexpr bool factors = false, streams = false;
   static constexpr Mode first = Mode::shifted;  // without an fma the product x * scale is not exact enough
 
   // Adding 1.5 * 2^23 leaves round(y - 1/2) in the low bits: no conversion, so NaN is no undefined behaviour. At 128
@@ -31,9 +32,8 @@ struct Portable {
   struct Powers {
     explicit Powers(float) {}  // always 1
 
-    void operator()(const Group<Portable>& y, Group<Portable>& coarse, Group<Portable>& fine) const {
+    STEPOPSD_INLINE void operator()(const Group<Portable>& y, Group<Portable>& coarse, Group<Portable>& fine) const {
       using namespace pow2::quintic;
-      using Unsigned = uint32_t __attribute__((vector_size(16)));
       const Vec high = splat(128.0f), round = splat(12582912.0f);
       for (int v = 0; v < kGroup; ++v) {
         const Vec low = high < y[v] ? high : y[v];
@@ -65,7 +65,40 @@ struct Portable {
     }
   }
 
+  static Vec vanish(Vec power, Vec, Vec) { return power; }
+
+  static void store(float* p, const Group<Portable>& x) { std::memcpy(p, &x, sizeof x); }
+  static void store(Bfloat* p, const Group<Portable>& x) {
+    for (int v = 0; v < kGroup; v += 2) {
+      const Unsigned both = (rounded(x[v]) >> 16) | (rounded(x[v + 1]) & 0xffff0000u);
+      std::memcpy(p + 4 * v, &both, sizeof both);
+    }
+  }
+  static void store(Half* p, const Group<Portable>& x) {
+    for (int v = 0; v < kGroup; v += 2) {
+      const Unsigned both = narrow(x[v]) | (narrow(x[v + 1]) << 16);
+      std::memcpy(p + 4 * v, &both, sizeof both);
+    }
+  }
+
  private:
+  using Unsigned = uint32_t __attribute__((vector_size(16)));
+
+  static Unsigned rounded(Vec x) {  // to nearest even in the high 16 bits
+    const Unsigned bits = reinterpret_cast<Unsigned>(x);
+    return bits + 0x7fffu + ((bits >> 16) & 1u);
+  }
+
+  // Float to half: the exponent is moved and the sum rounds, up to infinity where it must; below 2^-14 adding 1/2 rounds.
+  static Unsigned narrow(Vec x) {
+    const Unsigned bits = reinterpret_cast<Unsigned>(x), magnitude = bits & 0x7fffffffu;
+    const Unsigned normal = (magnitude + 0xc8000fffu + ((magnitude >> 13) & 1u)) >> 13;
+    const Unsigned small = reinterpret_cast<Unsigned>(reinterpret_cast<Vec>(magnitude) + splat(0.5f)) - 0x3f000000u;
+    const Unsigned special = magnitude > 0x7f800000u ? Unsigned{} + 0x7e00u : Unsigned{} + 0x7c00u;
+    const Unsigned finite = magnitude < 0x38800000u ? small : normal;
+    return (magnitude >= 0x47800000u ? special : finite) | ((bits >> 16) & 0x8000u);
+  }
+
   // Half to float: move exponent and mantissa into place, multiply the bias right (exact, subnormals included).
   static Vec widen(Bits half) {
     const Bits magnitude = (half & splat_bits(0x7fffu)) << 13;

@@ -1,38 +1,44 @@
-// Rows of logits to log-prob, log-sum-exp and entropy.
+// Rows of logits to log-prob, log-sum-exp, entropy and what gradients need.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "../include/common.h"
 #include "kernels.h"
+#include "row_set.h"
 
 namespace stepopsd::cpu {
 
-struct Logits {
-  const void* data;
-  Dtype dtype;
-  int64_t batch_stride, row_stride;  // in elements; the vocabulary is contiguous
-};
+// Elements of a piece at most. Long pieces are read faster: what the processor fetches past the end of one is lost.
+constexpr int64_t kScorePiece = 1 << 17;
 
 struct ScoreProblem {
-  std::vector<Logits> logits;
-  const int64_t* ids;  // (batch, rows), as the next one
-  const bool* active;
-  double temperature;         // > 0; not used where `temperatures` is given
-  const float* temperatures;  // (batch, rows) or null: one for each row
-  int64_t batch, rows, vocab;
+  std::vector<Strided> logits;
+  RowSet rows;
   bool entropy;
-  float* out;  // (logits, 3, batch, rows): log-prob of the id, log-sum-exp, entropy
+  bool normaliser;
+  // (logits, 3 or with the normaliser 5, batch, rows): log-prob of the id, log-sum-exp, entropy, peak, log-mass
+  float* out;
 };
 
-// Flat index of the first active row whose id lies outside [0, vocab), or -1.
-int64_t first_bad_id(const ScoreProblem& problem);
+// Numbers of one row.
+struct Scores {
+  float logprob, lse, entropy, peak, log_mass;
+};
+
+// Visits a row's pieces one after the other; the same bits as score_rows.
+RowStats whole_row(const RowFn row, const char* data, Dtype dtype, double scale, const Pieces& pieces);
+
+// `entropy` says whether the statistics hold it; `scale` is that of the row.
+Scores scores_of(const RowStats& stats, const char* data, Dtype dtype, int64_t id, double scale, bool entropy);
+
+// Writes the first three scores, or all five, `plane` elements apart.
+void put_scores(const Scores& scores, float* out, int64_t plane, bool normaliser);
 
 // Reads the logits of active rows once, and no others. Ids must be valid.
 //
-// A long row is cut into pieces that follow from `vocab` alone and are merged in order: few rows keep all threads busy,
-// and a row's bits depend on nothing but its values.
+// A long row is cut into pieces that are merged in order: few rows keep all threads busy, and a row's bits depend on
+// nothing but its values.
 void score_rows(const ScoreProblem& problem, const RowKernels& kernels, int threads);
 
 }  // namespace stepopsd::cpu

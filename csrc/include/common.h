@@ -11,6 +11,9 @@
 #define STEPOPSD_HD static inline
 #endif
 
+// For loops whose vectors must stay in registers.
+#define STEPOPSD_INLINE inline __attribute__((always_inline))
+
 namespace stepopsd {
 
 // The numbers are part of the Python contract (stepopsd/ops/native.py).

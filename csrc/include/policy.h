@@ -36,6 +36,9 @@ struct Coefficients {
   float a, b, c;
 };
 
+// Whether the gradient is 0 whatever the logits are.
+STEPOPSD_HD bool vanishes(const Coefficients& g) { return g.a == 0 && g.b == 0 && g.c == 0; }
+
 STEPOPSD_HD float bounded(float x, float low, float high) { return x < low ? low : x > high ? high : x; }
 
 // Derivative of the policy term by the log-prob.

@@ -46,6 +46,25 @@ STEPOPSD_HD double log_sum_exp(const RowStats& s) {
   return s.sum == 0 ? s.sum / s.sum : kLn2 * (s.shift + log2(s.sum));
 }
 
+// Base 2: sum 2^(x * scale - peak) = 2^log_mass. The peak, the sum's own logarithm as a float, lies less than log2 of the
+// row's length above its maximum; the log-mass is what that float lacks.
+struct Normaliser {
+  float peak;
+  float log_mass;
+};
+
+constexpr double kLargest = 0x1.fffffep127;  // of all floats
+
+// The peak is finite. The log-mass of nothing but -inf is -inf; of a row that has NaN or +inf, and of sums beyond the
+// range of fp32, NaN.
+STEPOPSD_HD Normaliser normaliser_of(const RowStats& s) {
+  if (s.sum == 0) return {0.0f, -INFINITY};
+  const double all = s.shift + log2(s.sum);
+  if (!(all >= -kLargest && all <= kLargest)) return {0.0f, NAN};
+  const float peak = static_cast<float>(all);
+  return {peak, static_cast<float>(all - peak)};
+}
+
 // Entropy in nats, at least 0. NaN stays NaN.
 STEPOPSD_HD float entropy(const RowStats& s) {
   const double value = kLn2 * (log2(s.sum) - s.weighted / s.sum);

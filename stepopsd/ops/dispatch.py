@@ -10,6 +10,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
+from stepopsd.ops.losses import LossOptions
 from stepopsd.ops.segments import StepSegments
 
 _MODULES = {
@@ -68,6 +69,27 @@ class Backend(Protocol):
 
     def scale_rows(self, rows: Tensor, factor: Tensor) -> None:
         """Multiply (B, R, V) in place by the 0-d ``factor`` (fp32, on its device), doing nothing where that is 1."""
+
+    def loss_rows(
+        self,
+        logits: Tensor,
+        ids: Tensor,
+        active: Tensor,
+        old: Tensor | None,
+        ref: Tensor | None,
+        advantages: Tensor,
+        weights: Tensor,
+        options: LossOptions,
+        *,
+        temperature: float | Tensor,
+        out: Tensor,
+    ) -> Tensor:
+        """Score rows and write the gradient of a token-level loss into ``out``, each logit coming from memory once.
+
+        Not every backend has it: ``fuses_losses``. Old and reference log-probs, advantages and weights are (B, R) fp32
+        and contiguous; slopes are those of ``losses.policy_terms``, everything else is as in ``gradient_rows``.
+        Returns the (5, B, R) of ``score_rows`` with entropies and normaliser.
+        """
 
     def shape_rows(
         self,
@@ -142,6 +164,12 @@ def no_gradients(name: str) -> str | None:
     if isinstance(module, str):
         return module
     return None if hasattr(module, "gradient_rows") else f"{_MODULES[name]} has no gradient_rows"
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def fuses_losses(backend: str, device_type: str, dtype: torch.dtype) -> bool:
+    """Whether the backend that computes gradients of these tensors has ``loss_rows``."""
+    return hasattr(load(resolve_gradients(backend, device_type, dtype)), "loss_rows")
 
 
 def load(name: str) -> Backend:

@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from stepopsd.ops import dispatch, layout, registry, torch_backend
+from stepopsd.ops.losses import LossOptions, Targets
 from stepopsd.ops.registry import NORMALISED_CHANNELS, SCORE_CHANNELS
 
 SECOND = "token_logprobs and the policy losses have no second derivative: their gradient cannot be differentiated"
@@ -55,6 +57,41 @@ def compute_gradient(
     if inplace:
         torch.autograd.graph.increment_version(logits)  # kernels write behind autograd's back
     return out
+
+
+def compute_loss(
+    logits: Tensor,
+    ids: Tensor,
+    active: Tensor,
+    targets: Targets,
+    options: LossOptions,
+    temperature: float | Tensor,
+    backend: str,
+    inplace: bool,
+) -> tuple[Tensor, Tensor]:
+    """(5, ...) scores and (..., V) gradient of a token-level loss, by a backend that has ``loss_rows``."""
+    name = dispatch.resolve_gradients(backend, logits.device.type, logits.dtype)
+    module, x = dispatch.load(name), logits.detach()
+    out = x if inplace else torch.empty_like(x, memory_format=torch.contiguous_format)
+    scored = x.new_empty((NORMALISED_CHANNELS, *ids.shape), dtype=torch.float32)
+    blocks = list(layout.row_blocks(x, out))
+    if x.device.type == "cpu" and (name != "cpu" or len(blocks) > 1):  # before any block is overwritten
+        layout.check_ids(ids, active, x.shape[-1])
+    for index, (source, target) in blocks:
+        cut = functools.partial(registry.as_block, index=index, shape=source.shape)
+        per_row = cut(temperature) if isinstance(temperature, Tensor) else temperature
+        try:
+            block = module.loss_rows(
+                source, cut(ids).long(), cut(active), *targets.map(cut), options, temperature=per_row, out=target
+            )
+        except IndexError:
+            layout.check_ids(ids, active, x.shape[-1])  # names the place in the caller's shape
+            raise
+        place = scored.movedim(0, -1)[index].movedim(-1, 0)
+        place.copy_(block.view(place.shape))
+    if inplace:
+        torch.autograd.graph.increment_version(logits)
+    return scored, out
 
 
 def _planes(values: Tensor, index: layout.Index, shape: torch.Size) -> Tensor:
@@ -143,6 +180,45 @@ def _(
     backend: str,
 ) -> Tensor:
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("stepopsd::loss_rows", mutates_args=())
+def loss_op(
+    logits: Tensor,
+    ids: Tensor,
+    active: Tensor,
+    old: Tensor | None,
+    ref: Tensor | None,
+    advantages: Tensor,
+    weights: Tensor,
+    loss: str,
+    numbers: list[float],
+    temperature: float,
+    temperatures: Tensor | None,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    how, options = temperature if temperatures is None else temperatures, LossOptions(loss, *numbers)
+    targets = Targets(old, ref, advantages, weights)
+    return compute_loss(logits, ids, active, targets, options, how, backend, inplace=False)
+
+
+@loss_op.register_fake
+def _(
+    logits: Tensor,
+    ids: Tensor,
+    active: Tensor,
+    old: Tensor | None,
+    ref: Tensor | None,
+    advantages: Tensor,
+    weights: Tensor,
+    loss: str,
+    numbers: list[float],
+    temperature: float,
+    temperatures: Tensor | None,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    scored = logits.new_empty((NORMALISED_CHANNELS, *ids.shape), dtype=torch.float32)
+    return scored, torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
 @torch.library.custom_op("stepopsd::with_gradient", mutates_args=())

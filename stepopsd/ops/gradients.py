@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 
 from stepopsd.ops import gradient_ops as ops
 from stepopsd.ops import registry
+from stepopsd.ops.losses import LossOptions, Targets
 from stepopsd.ops.registry import SCORE_CHANNELS, traced
 
 Rows = tuple[Tensor, Tensor, Tensor]
@@ -70,15 +71,38 @@ def gradient_rows(
     return rows
 
 
-def with_gradient(logits: Tensor, value: Tensor, gradient: Callable[[], Tensor], backend: str) -> Tensor:
-    """0-d ``value`` whose derivative by ``logits`` is what ``gradient`` returns, maybe in the memory of the logits.
+def loss_rows(
+    logits: Tensor,
+    ids: Tensor,
+    active: Tensor,
+    targets: Targets,
+    options: LossOptions,
+    temperature: float | Tensor,
+    backend: str,
+    *,
+    inplace: bool,
+) -> tuple[Tensor, Tensor]:
+    """(5, ...) scores and (..., V) gradient of a token-level loss, detached; see ``dispatch.Backend``."""
+    with torch.no_grad():
+        if not traced(logits, ids, active, targets.advantages, targets.weights):
+            return ops.compute_loss(logits, ids, active, targets, options, temperature, backend, inplace)
+        numbers = [options.clip_low, options.clip_high, options.dual_clip, options.kl_coef, options.entropy_coef]
+        how = (options.loss, numbers, *_split(temperature), backend)
+        found: tuple[Tensor, Tensor] = ops.loss_op(logits, ids, active, *targets, *how)
+    return found
+
+
+def with_gradient(logits: Tensor, compute: Callable[[], tuple[Tensor, Tensor]], backend: str) -> Tensor:
+    """The 0-d value that ``compute`` returns, its derivative by ``logits`` being the tensor that it returns.
+
+    That may lie in the memory of the logits: ``compute`` is called where they may be overwritten.
 
     The backward scales that in place and hands it out; with ``retain_graph`` it does so with a copy.
     """
-    if traced(logits, value):
-        result: Tensor = ops.value_op(logits, value, gradient(), backend)
+    if traced(logits):
+        result: Tensor = ops.value_op(logits, *compute(), backend)
     else:
-        result = _apply(_Value, logits, value, gradient, backend)
+        result = _apply(_Value, logits, compute, backend)
     return result
 
 
@@ -146,10 +170,11 @@ class _Scores(torch.autograd.Function):
 
 class _Value(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, value: Tensor, gradient: Callable[[], Tensor], backend: str) -> Tensor:
-        result = value.clone()
+    def forward(ctx: Any, logits: Tensor, compute: Callable[[], tuple[Tensor, Tensor]], backend: str) -> Tensor:
         # Made here, where the edge to the logits exists: PyTorch may refuse one to a view whose memory has changed.
-        ctx.save_for_backward(gradient(), result)
+        value, gradient = compute()
+        result = value.clone()
+        ctx.save_for_backward(gradient, result)
         ctx.backend = backend
         return result
 
@@ -163,7 +188,7 @@ class _Value(torch.autograd.Function):
             if _graph_is_kept():
                 gradient = gradient.clone()
             ops.scale_in_place(gradient, upstream, ctx.backend)
-        return only_once(gradient, result, upstream), None, None, None
+        return only_once(gradient, result, upstream), None, None
 
 
 # Whether this backward runs with retain_graph; where PyTorch does not say, a second backward raises.

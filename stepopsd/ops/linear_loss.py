@@ -14,8 +14,8 @@ from torch import Tensor
 from stepopsd.ops import checks, gradient_ops, gradients, linear_ops, losses
 from stepopsd.ops.linear_inputs import check_head, choose_tokens, head_options
 from stepopsd.ops.linear_ops import HeadOptions, fake_gradients, open_chunks, row_dtype
-from stepopsd.ops.linear_rows import Gradients, Tokens
-from stepopsd.ops.losses import LossOptions, PolicyTerms
+from stepopsd.ops.linear_rows import Chunks, Gradients, Tokens
+from stepopsd.ops.losses import LossOptions, PolicyTerms, Targets
 from stepopsd.ops.policy_loss import LossMetrics, PolicyLoss, check_targets, loss_mask
 from stepopsd.ops.registry import NORMALISED_CHANNELS, SCORE_CHANNELS
 
@@ -99,7 +99,7 @@ def linear_grpo_loss(
         value = terms.loss
         for part, gradient, want in zip(parts, found, wanted, strict=True):
             if part is not None and want:
-                value = value + gradients.with_gradient(part, torch.zeros_like(value), _ready(gradient), backend)
+                value = value + gradients.with_gradient(part, _ready(torch.zeros_like(value), gradient), backend)
     else:
         rows = linear_ops.score(hidden, weight, bias, tokens, temperature, True, head)
         terms = losses.policy_terms(rows[0].detach(), rows[2].detach(), *targets, everywhere, options)
@@ -107,8 +107,8 @@ def linear_grpo_loss(
     return PolicyLoss(value, rows[0].detach(), rows[2].detach(), LossMetrics(terms.metrics))
 
 
-def _ready(gradient: Tensor) -> Callable[[], Tensor]:
-    return lambda: gradient
+def _ready(value: Tensor, gradient: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
+    return lambda: (value, gradient)
 
 
 def _through_rows(rows: Tensor, terms: PolicyTerms, backend: str) -> Tensor:
@@ -120,7 +120,7 @@ def _through_rows(rows: Tensor, terms: PolicyTerms, backend: str) -> Tensor:
     if terms.entropy_slope is not None:
         slopes[2] = terms.entropy_slope
     flat = rows.view(len(rows), -1)
-    return gradients.with_gradient(flat, terms.loss, _ready(slopes.view(flat.shape)), backend)
+    return gradients.with_gradient(flat, _ready(terms.loss, slopes.view(flat.shape)), backend)
 
 
 def _differentiate(
@@ -169,23 +169,27 @@ def _loss_op(
         hidden, weight, bias, Tokens(ids, active, index, live), temperature, temperatures, operand, fp32_logits,
         chunk_rows, backend, differentiable=True,
     )  # fmt: skip
-    old, ref = (None if x is None else chunks.compact(x) for x in (old_logprobs, ref_logprobs))
-    advantages, weights = chunks.compact(advantages), chunks.compact(weights)
+    targets = Targets(old_logprobs, ref_logprobs, advantages, weights).map(chunks.compact)
     rows = hidden.new_empty((NORMALISED_CHANNELS, chunks.count), dtype=row_dtype(hidden))
     gradients = Gradients(chunks, hidden, wanted)
     options = LossOptions(loss, *numbers)
     for chunk in chunks:
         states, logits = chunks.logits(chunk)
-        row = chunks.score(logits, chunk, entropy=True, normaliser=True)
-        terms = losses.policy_terms(
-            row[0], row[2], None if old is None else old[chunk], None if ref is None else ref[chunk],
-            advantages[chunk], weights[chunk], chunks.live[chunk], options,
-        )  # fmt: skip
-        abc = gradient_ops.coefficients(terms.logprob_slope, None, terms.entropy_slope, row[2])
-        chunks.differentiate(logits, chunk, row[SCORE_CHANNELS:], abc)
+        rows[:, chunk] = _overwrite(chunks, logits, chunk, targets, options)
         gradients.add(logits, states, chunk)
-        rows[:, chunk] = row
     return chunks.spread(rows), *gradients.finish(weight.dtype, weight.dtype if bias is None else bias.dtype)
+
+
+def _overwrite(chunks: Chunks, logits: Tensor, chunk: slice, targets: Targets, options: LossOptions) -> Tensor:
+    """(5, m) rows of the logits (m, V) of a chunk, which become their gradient."""
+    targets = targets.map(lambda x: x[chunk])
+    if chunks.fuses_losses:
+        return chunks.learn(logits, chunk, targets, options)
+    row = chunks.score(logits, chunk, entropy=True, normaliser=True)
+    terms = losses.policy_terms(row[0], row[2], *targets, chunks.live[chunk], options)
+    abc = gradient_ops.coefficients(terms.logprob_slope, None, terms.entropy_slope, row[2])
+    chunks.differentiate(logits, chunk, row[SCORE_CHANNELS:], abc)
+    return row
 
 
 @_loss_op.register_fake

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stepopsd.ops import dispatch, layout
 from stepopsd.ops.linear_head import Head, default_chunk_rows
+from stepopsd.ops.losses import LossOptions, Targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,7 @@ class Chunks:
         self.live = every if tokens.live is None else tokens.live
         resolve = dispatch.resolve_gradients if differentiable else dispatch.resolve
         self.backend = dispatch.load(resolve(backend, hidden.device.type, head.logits))
+        self.fuses_losses = dispatch.fuses_losses(backend, hidden.device.type, head.logits)
 
     def __iter__(self) -> Iterator[slice]:
         """Places of each chunk in the computed rows."""
@@ -106,6 +108,15 @@ class Chunks:
             x, self.ids[None, chunk], self.live[None, chunk], normaliser.contiguous(), coefficients.contiguous(),
             temperature=self._temperature(chunk), out=x,
         )  # fmt: skip
+
+    def learn(self, logits: Tensor, chunk: slice, targets: Targets, options: LossOptions) -> Tensor:
+        """Overwrite the logits (m, V) with the gradient of a token-level loss; (5, m) rows as of ``score``."""
+        x, ids, live = logits[None], self.ids[None, chunk], self.live[None, chunk]
+        old, ref, advantages, weights = targets.map(lambda y: y[None])
+        scored = self.backend.loss_rows(
+            x, ids, live, old, ref, advantages, weights, options, temperature=self._temperature(chunk), out=x
+        )
+        return scored[:, 0]
 
     def compact(self, values: Tensor) -> Tensor:
         """(C,) contiguous, of (...) values those of the computed rows."""

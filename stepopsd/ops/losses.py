@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,6 +44,20 @@ class LossOptions:
     dual_clip: float
     kl_coef: float
     entropy_coef: float
+
+
+class Targets(NamedTuple):
+    """What a loss is told of each token (...): log-probs of two other policies, which may be missing, and its share."""
+
+    old: Tensor | None
+    ref: Tensor | None
+    advantages: Tensor
+    weights: Tensor
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Targets:
+        """The same with each tensor changed."""
+        old, ref = (None if x is None else change(x) for x in (self.old, self.ref))
+        return Targets(old, ref, change(self.advantages), change(self.weights))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,14 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from stepopsd.ops.losses import LossOptions
 from stepopsd.ops.results import STATISTICS
 from stepopsd.ops.segments import StepSegments
 
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _WEIGHT_FNS = {"sigmoid": 0, "exp": 1}
 _STEP_NORMS = {"equal_step_mean_abs": 0, "equal_step_ratio": 1, "none": 0}
+_OBJECTIVES = {"grpo": 0, "dr_grpo": 0, "dapo": 0, "bnpo": 0, "cispo": 1, "reinforce": 2}
 _NO_SEGMENTS = (0, 0, 0, 0)
 _REBUILD = "reinstall with a C++ compiler at hand: STEPOPSD_BUILD=native pip install <path or name>"
 
@@ -50,7 +52,7 @@ def availability(device_type: str) -> str | None:
 
 
 def isas() -> list[str]:
-    """The instruction sets that this machine can run, slowest first: of ``portable``, ``avx2``, ``avx512``."""
+    """The instruction sets that this machine can run, slowest first: of portable, avx2, avx512, avx512bf16."""
     names: list[str] = _module().supported_isas()
     return names
 
@@ -65,8 +67,24 @@ def isa() -> str:
     return name
 
 
+def _strided(x: Tensor) -> tuple[int, ...]:
+    return x.data_ptr(), _DTYPES[x.dtype], *x.stride()[:2]
+
+
+def _rows(ids: Tensor, active: Tensor, temperature: float | Tensor, logits: Tensor) -> tuple[int | float, ...]:
+    """What the kernels are told of each row, and the shape (B, R, V)."""
+    number, per_row = (temperature, 0) if isinstance(temperature, float) else (1.0, temperature.data_ptr())
+    return ids.data_ptr(), active.data_ptr(), number, per_row, *logits.shape
+
+
 def score_rows(
-    logits: Sequence[Tensor], ids: Tensor, active: Tensor, *, temperature: float | Tensor, entropy: bool
+    logits: Sequence[Tensor],
+    ids: Tensor,
+    active: Tensor,
+    *,
+    temperature: float | Tensor,
+    entropy: bool,
+    normaliser: bool = False,
 ) -> Tensor:
     """Log-prob of each id, log-sum-exp and entropy of every active row; each logit is read once.
 
@@ -77,33 +95,121 @@ def score_rows(
         active: (B, R) bool. Nothing of the other rows is read, their results are 0.
         temperature: Divides the logits, > 0; a number or (B, R) float32.
         entropy: Whether to compute the entropies, else they are 0.
+        normaliser: Whether to return what ``gradient_rows`` needs.
 
     Returns:
-        (K, 3, B, R) float32, in nats. Log-probs are at most 0. NaN or +inf anywhere in a row, or nothing but -inf,
-        gives NaN for that row of that tensor alone. A row's bits follow from its values, its temperature and the
-        instruction set: not from the rows beside it, its place in memory, K or the number of threads.
+        (K, 3, B, R) float32, in nats; (K, 5, B, R) with the normaliser, the last two channels of which are base 2:
+        Σ_j 2^(x_j·log2(e)/T - peak) = 2^log_mass. Log-probs are at most 0. NaN or +inf anywhere in a row, or nothing
+        but -inf, gives NaN for that row of that tensor alone, but the peak is finite, and the log-mass of -inf is
+        -inf. A row's bits follow from its values, its temperature and the instruction set: not from the rows beside
+        it, its place in memory, K or the number of threads.
 
     Raises:
         IndexError: An active row's id lies outside [0, V). No logit has been read then.
         ValueError: ``STEPOPSD_CPU_ISA`` names an instruction set that this machine cannot run.
     """
-    batch, rows, vocab = logits[0].shape
-    out = torch.empty(len(logits), 3, batch, rows, dtype=torch.float32)
-    number, per_row = (temperature, 0) if isinstance(temperature, float) else (1.0, temperature.data_ptr())
+    out = torch.empty((len(logits), 5 if normaliser else 3, *ids.shape), dtype=torch.float32)
     _module().score_rows(
-        [(x.data_ptr(), _DTYPES[x.dtype], *x.stride()[:2]) for x in logits],
-        ids.data_ptr(),
-        active.data_ptr(),
-        number,
-        per_row,
-        out.data_ptr(),
-        batch,
-        rows,
-        vocab,
+        [_strided(x) for x in logits],
+        _rows(ids, active, temperature, logits[0]),
         entropy,
+        normaliser,
+        out.data_ptr(),
         torch.get_num_threads(),
     )
     return out
+
+
+def gradient_rows(
+    logits: Tensor,
+    ids: Tensor,
+    active: Tensor,
+    normaliser: Tensor,
+    coefficients: Tensor,
+    *,
+    temperature: float | Tensor,
+    out: Tensor,
+) -> None:
+    """Write (a·[j = id] + p_j·(b + c·ln p_j)) / T, each logit being read once and each element written once.
+
+    Args:
+        logits, ids, active, temperature: As in ``score_rows``.
+        normaliser: (2, B, R) float32, contiguous: peak and log-mass from ``score_rows``. Where the log-mass is NaN or
+            -inf, so is the row NaN.
+        coefficients: (3, B, R) float32, contiguous: a, b, c. Where all are 0, and where rows are not active, 0 is
+            written and no logit read.
+        out: (B, R, V) of the logits' dtype, V contiguous, rows that do not overlap; may be the very memory of the
+            logits. Rounded to nearest even once. An element's bits follow from its logit and what is given of its row.
+
+    Raises:
+        IndexError: An active row's id lies outside [0, V). Nothing has been written then.
+        ValueError: ``STEPOPSD_CPU_ISA`` names an instruction set that this machine cannot run.
+    """
+    _module().gradient_rows(
+        _strided(logits),
+        _strided(out),
+        _rows(ids, active, temperature, logits),
+        normaliser.data_ptr(),
+        coefficients.data_ptr(),
+        torch.get_num_threads(),
+    )
+
+
+def scale_rows(rows: Tensor, factor: Tensor) -> None:
+    """Multiply (B, R, V) rows in place by the 0-d ``factor`` in float32; nothing is done where that is 1."""
+    number = float(factor)
+    if number == 1.0:
+        return
+    _module().scale_rows(_strided(rows), *rows.shape, number, torch.get_num_threads())
+
+
+def loss_rows(
+    logits: Tensor,
+    ids: Tensor,
+    active: Tensor,
+    old: Tensor | None,
+    ref: Tensor | None,
+    advantages: Tensor,
+    weights: Tensor,
+    options: LossOptions,
+    *,
+    temperature: float | Tensor,
+    out: Tensor,
+) -> Tensor:
+    """Score every active row and write its gradient of a token-level policy loss while it is in the cache.
+
+    Args:
+        logits, ids, active, temperature: As in ``score_rows``.
+        old: (B, R) float32, contiguous, as the next three: log-probs of the policy that took the samples. None: that
+            is this policy.
+        ref: Log-probs of the reference policy, or None.
+        advantages, weights: Of each token. Nothing of the four is read outside ``active``.
+        options: Of any loss but ``gspo``; slopes are those of ``losses.policy_terms``.
+        out: As in ``gradient_rows``.
+
+    Returns:
+        (5, B, R) as ``score_rows`` with entropies and normaliser, of the same bits. Those of ``out`` are what
+        ``gradient_rows`` writes from the coefficients, whatever the number of threads.
+
+    Raises:
+        IndexError: An active row's id lies outside [0, V). Nothing has been written then.
+        ValueError: A sequence-level loss; ``STEPOPSD_CPU_ISA`` names an instruction set that this machine cannot run.
+    """
+    if options.loss not in _OBJECTIVES:
+        raise ValueError(f"loss_rows computes {', '.join(_OBJECTIVES)}, not {options.loss!r}")
+    scores = torch.empty((5, *ids.shape), dtype=torch.float32)
+    numbers = 1 - options.clip_low, 1 + options.clip_high, options.dual_clip, options.kl_coef, options.entropy_coef
+    _module().loss_rows(
+        _strided(logits),
+        _strided(out),
+        _rows(ids, active, temperature, logits),
+        [0 if x is None else x.data_ptr() for x in (old, ref, advantages, weights)],
+        _OBJECTIVES[options.loss],
+        numbers,
+        scores.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return scores
 
 
 def shape_rows(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from stepopsd.ops import checks, gradient_ops, gradients, losses, registry
-from stepopsd.ops.losses import AGGREGATIONS, LOSS_METRICS, LOSSES, LossOptions, aggregation_weights
+from stepopsd.ops import checks, dispatch, gradient_ops, gradients, losses, registry
+from stepopsd.ops.losses import AGGREGATIONS, LOSS_METRICS, LOSSES, LossOptions, Targets, aggregation_weights
 from stepopsd.ops.reference_loss import TokenLoss, clipped_surrogate, k3_divergence
 
 __all__ = [
@@ -148,6 +147,11 @@ def grpo_loss(
     check_targets(advantages, old_logprobs, ref_logprobs, token_weights, kl_coef, lead, device, dtype)
     weights = losses.loss_weights(loss, mask, aggregation, budget, token_weights, dtype)
     wanted = gradient_wanted(logits, temperature, inplace)
+    if wanted and loss != "gspo" and dispatch.fuses_losses(backend, device.type, logits.dtype):
+        return _loss_of_rows(
+            logits, token_ids, mask, advantages, old_logprobs, ref_logprobs, weights, options, temperature, inplace,
+            backend,
+        )  # fmt: skip
     if wanted:
         scored = gradients.normalised_scores(logits, token_ids, mask, temperature, True, backend)
     else:
@@ -215,16 +219,49 @@ def loss_of_scores(
 ) -> PolicyLoss:
     """The loss from rows that are scored already: (3, ...), or (5, ...) where the gradient is wanted."""
     logprobs, entropy = scored[0], scored[2]
-    old, ref = (None if x is None else x.detach().to(logprobs.dtype) for x in (old_logprobs, ref_logprobs))
-    terms = losses.policy_terms(
-        logprobs, entropy, old, ref, advantages.detach().to(logprobs.dtype), weights, mask, options
-    )
-    value = terms.loss
-    if wanted:
+    targets = _targets(old_logprobs, ref_logprobs, advantages, weights, logprobs.dtype)
+    terms = losses.policy_terms(logprobs, entropy, *targets, mask, options)
+
+    def compute() -> tuple[Tensor, Tensor]:
         abc = gradient_ops.coefficients(terms.logprob_slope, None, terms.entropy_slope, entropy)
-        gradient = functools.partial(
-            gradients.gradient_rows, logits, token_ids, mask, scored[registry.SCORE_CHANNELS :], abc, temperature,
-            backend, inplace=inplace,
-        )  # fmt: skip
-        value = gradients.with_gradient(logits, value, gradient, backend)
+        return terms.loss, gradients.gradient_rows(
+            logits, token_ids, mask, scored[registry.SCORE_CHANNELS :], abc, temperature, backend, inplace=inplace
+        )
+
+    value = gradients.with_gradient(logits, compute, backend) if wanted else terms.loss
     return PolicyLoss(value, logprobs, entropy, LossMetrics(terms.metrics))
+
+
+def _loss_of_rows(
+    logits: Tensor,
+    token_ids: Tensor,
+    mask: Tensor,
+    advantages: Tensor,
+    old_logprobs: Tensor | None,
+    ref_logprobs: Tensor | None,
+    weights: Tensor,
+    options: LossOptions,
+    temperature: float | Tensor,
+    inplace: bool,
+    backend: str,
+) -> PolicyLoss:
+    """A token-level loss with its gradient, each row being scored and differentiated in one go."""
+    targets = _targets(old_logprobs, ref_logprobs, advantages, weights, torch.float32)
+    found = []
+
+    def compute() -> tuple[Tensor, Tensor]:
+        scored, gradient = gradients.loss_rows(
+            logits, token_ids, mask, targets, options, temperature, backend, inplace=inplace
+        )
+        terms = losses.policy_terms(scored[0], scored[2], *targets, mask, options)
+        found.append((scored[0], scored[2], LossMetrics(terms.metrics)))
+        return terms.loss, gradient
+
+    value = gradients.with_gradient(logits, compute, backend)
+    return PolicyLoss(value, *found[0])
+
+
+def _targets(
+    old_logprobs: Tensor | None, ref_logprobs: Tensor | None, advantages: Tensor, weights: Tensor, dtype: torch.dtype
+) -> Targets:
+    return Targets(old_logprobs, ref_logprobs, advantages, weights).map(lambda x: x.detach().to(dtype))

@@ -210,7 +210,7 @@ def grpo_loss(
     if wanted:
         abc = gradient_ops.coefficients(terms.logprob_slope, None, terms.entropy_slope, entropy)
         gradient = functools.partial(_gradient, logits, token_ids, mask, rows, abc, temperature, part, inplace, backend)
-        value = gradients.with_gradient(logits, value, gradient, backend)
+        value = gradients.with_gradient(logits, lambda: (terms.loss, gradient()), backend)
     return PolicyLoss(value, logprobs, entropy, LossMetrics(terms.metrics))
 
 

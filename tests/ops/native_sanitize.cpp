@@ -7,6 +7,8 @@
 #include <memory>
 #include <vector>
 
+#include "../../csrc/cpu/gradient_rows.h"
+#include "../../csrc/cpu/loss_rows.h"
 #include "../../csrc/cpu/score_rows.h"
 #include "../../csrc/cpu/shape_rows.h"
 #include "../../csrc/cpu/step_segments.h"
@@ -39,24 +41,72 @@ float stored<float>(float x) { return x; }
 template <>
 uint16_t stored<uint16_t>(float x) { return to_bfloat(x); }
 
+float loaded(float x) { return x; }
+float loaded(uint16_t x) {
+  const uint32_t bits = static_cast<uint32_t>(x) << 16;
+  float y;
+  std::memcpy(&y, &bits, sizeof y);
+  return y;
+}
+
 // Two rows of exactly `vocab` elements in memory of their own, `offset` elements from an aligned address.
 template <class T>
-void score(Dtype dtype, int64_t vocab, int64_t offset, int threads) {
-  std::unique_ptr<T[]> memory(new T[offset + 2 * vocab]);
+struct TwoRows {
+  std::unique_ptr<T[]> memory;
+  T* first;
+  const int64_t vocab;
   double sum = 0;
-  for (int64_t i = 0; i < vocab; ++i) {
-    memory[offset + i] = memory[offset + vocab + i] = stored<T>(logit(i));
-    sum += std::exp(static_cast<double>(logit(i)));
+  int64_t ids[2];
+  bool active[2] = {true, true};
+  const Dtype dtype = sizeof(T) == 4 ? Dtype::f32 : Dtype::bf16;
+
+  TwoRows(int64_t vocab, int64_t offset)
+      : memory(new T[offset + 2 * vocab]), first(memory.get() + offset), vocab(vocab), ids{0, vocab - 1} {
+    for (int64_t i = 0; i < vocab; ++i) {
+      first[i] = first[vocab + i] = stored<T>(logit(i));
+      sum += std::exp(static_cast<double>(logit(i)));
+    }
   }
-  const int64_t ids[2] = {0, vocab - 1};
-  const bool active[2] = {true, true};
+
+  cpu::Strided logits() const { return {first, dtype, 0, vocab}; }
+  cpu::RowSet rows() const { return {ids, active, 1.0, nullptr, 1, 2, vocab}; }
+  double p(int64_t i) const { return std::exp(static_cast<double>(logit(i))) / sum; }
+};
+
+template <class T>
+void score(int64_t vocab, int64_t offset, int threads) {
+  const TwoRows<T> rows(vocab, offset);
   float out[6];
-  cpu::ScoreProblem problem{{}, ids, active, 1.0, nullptr, 1, 2, vocab, true, out};
-  problem.logits.push_back({memory.get() + offset, dtype, 0, vocab});
-  cpu::score_rows(problem, cpu::kernels_in_use(), threads);
-  expect_near("log-prob of the first", out[0], logit(0) - std::log(sum), 2e-5);
-  expect_near("log-prob of the last", out[1], logit(vocab - 1) - std::log(sum), 2e-5);
-  expect_near("log-sum-exp", out[2], std::log(sum), 2e-5);
+  cpu::score_rows({{rows.logits()}, rows.rows(), true, false, out}, cpu::kernels_in_use(), threads);
+  expect_near("log-prob of the first", out[0], logit(0) - std::log(rows.sum), 2e-5);
+  expect_near("log-prob of the last", out[1], logit(vocab - 1) - std::log(rows.sum), 2e-5);
+  expect_near("log-sum-exp", out[2], std::log(rows.sum), 2e-5);
+}
+
+// Scores and gradients of REINFORCE with an advantage of -2, the second row masked on request; then the gradient alone,
+// out of place where `apart`, and its half.
+template <class T>
+void differentiate(int64_t vocab, int64_t offset, int threads, bool masked, bool apart) {
+  TwoRows<T> rows(vocab, offset), other(vocab, offset + 1);
+  rows.active[1] = !masked;
+  const float advantages[2] = {-2, -2}, weights[2] = {1, 1};
+  float scores[10];
+  const PolicyOptions how{Objective::reinforce, 0, 0, 0, 0, 0, false};
+  const cpu::RowKernels& kernels = cpu::kernels_in_use();
+  const cpu::Strided out = apart ? other.logits() : rows.logits();
+  cpu::loss_rows({rows.logits(), out, rows.rows(), nullptr, nullptr, advantages, weights, how, scores}, kernels, threads);
+  const float coefficients[6] = {2, 2, -2, -2, 0, 0};
+  TwoRows<T> again(vocab, offset);
+  cpu::gradient_rows({again.logits(), again.logits(), rows.rows(), scores + 6, coefficients}, kernels, threads);
+  const T* got = static_cast<T*>(out.data);
+  for (int64_t i = 0; i < vocab; ++i) {
+    const double first = 2 * ((i == 0) - rows.p(i)), second = masked ? 0 : 2 * ((i == vocab - 1) - rows.p(i));
+    expect_near("gradient of the first row", loaded(got[i]), first, std::fabs(first) / 256 + 1e-6);
+    expect_near("gradient of the second", loaded(got[vocab + i]), second, std::fabs(second) / 256 + 1e-6);
+  }
+  if (std::memcmp(got, again.first, 2 * vocab * sizeof(T)) != 0) expect_near("bits of the gradient", 1, 0, 0);
+  cpu::scale_rows(again.logits(), 1, 2, vocab, 0.5f, kernels, threads);
+  expect_near("half the gradient", loaded(again.first[0]), loaded(got[0]) / 2, 0);
 }
 
 void shape() {
@@ -82,14 +132,22 @@ void shape() {
 
 }  // namespace
 
-int main() {
-  for (const int64_t vocab : {1, 15, 64, 65, 2049, 132000}) {
+template <class T>
+void every_size() {
+  for (const int64_t vocab : {1, 15, 64, 65, 2049, 33000}) {
     for (const int64_t offset : {0, 1}) {
-      score<float>(Dtype::f32, vocab, offset, 1);
-      score<uint16_t>(Dtype::bf16, vocab, offset, 1);
+      score<T>(vocab, offset, 1);
+      differentiate<T>(vocab, offset, 1, offset == 1, offset == 0);
     }
   }
-  for (int repeat = 0; repeat < 8; ++repeat) score<uint16_t>(Dtype::bf16, 270000, 1, 3);
+}
+
+int main() {
+  every_size<float>();
+  every_size<uint16_t>();
+  for (int repeat = 0; repeat < 10; ++repeat) score<uint16_t>(270000, 1, 3);
+  for (int repeat = 0; repeat < 5; ++repeat) differentiate<uint16_t>(270000, 1, 3, repeat % 2 == 1, repeat % 2 == 0);
+  differentiate<float>(1100000, 1, 1, false, true);  // 8 MiB, written past the caches
   shape();
   return failures > 0;
 }

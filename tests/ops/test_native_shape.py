@@ -235,7 +235,9 @@ def test_sanitizers_find_nothing_in_the_cpu_sources(sanitizers, tmp_path, monkey
         pytest.skip("g++ is not installed")
     flags = ["-std=c++17", "-O0", "-g", "-pthread", "-ffp-contract=off", "-w", f"-fsanitize={sanitizers}"]
     flags.append("-fno-sanitize-recover=all")
-    sets = {"rows_avx2.cpp": "-mavx2 -mfma -mf16c", "rows_avx512.cpp": "-mavx512f -mavx512bw -mavx512dq -mavx512vl"}
+    avx512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl"
+    sets = {"rows_avx2.cpp": "-mavx2 -mfma -mf16c", "rows_avx512.cpp": avx512}
+    sets["rows_avx512bf16.cpp"] = f"{avx512} -mavx512bf16"
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     if not x86 or sanitizers == "thread":  # what threads share is the same for every instruction set
         sets = dict.fromkeys(sets)
