@@ -22,7 +22,7 @@ import pytest
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 
 GROUPS = 4
-# Instructions per logit of the main loop, without and with entropies. Triton 3.7.1 needs at most 6.1 and 8.0, there
+# Instructions per logit of the main loop, without and with entropies. Triton 3.7.1 needs at most 6.0 and 8.0, there
 # with a polynomial among the exponentials, and 5.8 and 7.8 without.
 LIMIT = {False: 7.0, True: 8.2}
 REST_LIMIT = 10.0  # for the up to three trips that follow, with one group per thread
@@ -76,7 +76,8 @@ def test_a_group_of_logits_is_one_load_or_two_where_it_straddles_blocks(compiled
     for report, loop in all_loops(compiled):
         shifted = "shifted" in report["variant"]
         assert loop["loads"] in [n * loop["groups"] for n in ((1, 2) if shifted else (1,))], (report, loop)
-        assert loop["wide_loads"] == loop["loads"], (report, loop)
+        if report["target"] != "sm_100" or "fp32" in report["variant"]:  # see score_kernels.py for the polynomial
+            assert loop["wide_loads"] == loop["loads"], (report, loop)
     for report in compiled["nvidia"]:
         whole = [loop for loop in report["main"] if loop["loads"] == loop["groups"]]
         assert len(whole) == 1, report  # the copy for rows on a boundary reads nothing twice

@@ -24,9 +24,9 @@ def sweep(block, trips, scale, peak, total, moment, beside, SHIFT: tl.constexpr,
     """Fold ``trips`` times GROUPS groups per thread into the states, from ``block`` on."""
     for _ in tl.range(0, trips):
         logits = ()
-        if GROUPS > 1 and POLYNOMIAL == 0:
+        if GROUPS > 1:
             # Words of the last trip alone keep the loads of all trips whole, without an instruction in the loop, unless
-            # the compiler unrolls it, as it does with one group. They take registers that the polynomial needs.
+            # the compiler unrolls it, as it does with one group.
             beside = tl.zeros_like(beside)
         for group in tl.static_range(GROUPS):
             read, others = read_group(block + group * 4 * THREADS, SHIFT, dtype, WIDTH, THREADS)
@@ -124,8 +124,9 @@ def score_kernel(
         peak, total, moment, beside = sweep_groups(
             logits + start, shift, groups, scale, peak, total, moment, WIDTH, SHIFTED, THREADS, GROUPS, POLYNOMIAL,
             ENTROPY)  # fmt: skip
-        if SHIFTED:
-            # Never so, but the compiler does not know it and loads what `beside` is made of.
+        if SHIFTED and POLYNOMIAL == 0:
+            # Never so, but the compiler does not know it and loads what `beside` is made of. That takes registers that
+            # the polynomial needs: beside it a load is of what the shift wants of a block.
             total = tl.where(vocab < 0, beside.to(tl.float32, bitcast=True), total)
         logit = tl.load(logits + column, mask=(column >= start) & (column < stop), other=0.0).to(tl.float32)
         logit = tl.where((column >= 0) & (column < vocab), logit, float("nan"))
