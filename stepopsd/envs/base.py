@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from stepopsd.envs.replay import Recording
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,13 @@ class EnvPool(Protocol):
 
     def reset(self, starts: dict[int, tuple[Task, int]]) -> dict[int, tuple[str, Observation] | EnvError]:
         """Start episodes: slot -> (task, seed). Returns slot -> (goal, first observation)."""
+        ...
+
+    def replay(self, recordings: dict[int, Recording]) -> dict[int, tuple[str, Observation] | EnvError]:
+        """Start episodes at the end of recordings: slot -> (goal, last observation), as ``reset`` answers.
+
+        Every observation on the way is compared; one that differs is a ``ReplayMismatch`` in the slot's place.
+        """
         ...
 
     def step(self, actions: dict[int, str]) -> dict[int, StepResult | EnvError]:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from stepopsd.envs.alfworld import TASK_TYPES, AlfworldEnv, list_tasks, replay, walkthrough
+from stepopsd.envs.alfworld import TASK_TYPES, AlfworldEnv, list_tasks, walkthrough
 from stepopsd.envs.base import Observation, Task
+from stepopsd.envs.replay import replay
 
 ROOT = os.environ.get("ALFWORLD_DATA", "")
 PER_TYPE = 10

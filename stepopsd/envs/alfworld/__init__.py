@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stepopsd.envs.alfworld.engine import Engine, EngineState
-from stepopsd.envs.alfworld.env import AlfworldEnv, goal_of, replay
+from stepopsd.envs.alfworld.env import AlfworldEnv, goal_of
 from stepopsd.envs.alfworld.games import TASK_TYPES, list_tasks, read_game, walkthrough
 
 __all__ = [
@@ -14,6 +14,5 @@ __all__ = [
     "goal_of",
     "list_tasks",
     "read_game",
-    "replay",
     "walkthrough",
 ]

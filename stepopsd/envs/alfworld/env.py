@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from stepopsd.envs.alfworld.engine import Engine, EngineState
 from stepopsd.envs.base import Observation, StepResult, Task
 
@@ -68,41 +66,6 @@ def goal_of(text: str, source: str = "first observation") -> str:
     if not mark or not goal.strip():
         raise ValueError(f"{source}: the first observation states no task ({_GOAL_MARK!r} not found)")
     return goal.strip()
-
-
-def replay(
-    env: AlfworldEnv,
-    task: Task,
-    seed: int,
-    actions: Sequence[str],
-    *,
-    expected: Sequence[Observation] | None = None,
-) -> list[StepResult]:
-    """Play recorded actions again and, if given, compare every observation with the recorded one.
-
-    Args:
-        expected: First observation and one per action, in order.
-
-    Returns:
-        One result per action.
-
-    Raises:
-        ValueError: An observation differs, or ``expected`` does not have ``len(actions) + 1`` items.
-    """
-    if expected is not None and len(expected) != len(actions) + 1:
-        raise ValueError(f"expected must hold {len(actions) + 1} observations, got {len(expected)}")
-    results: list[StepResult] = []
-    seen = env.reset(task, seed)
-    for index in range(len(actions) + 1):
-        if expected is not None and seen != expected[index]:
-            raise ValueError(
-                f"{task.task_id}: replay differs at observation {index}: got {seen.text!r}, "
-                f"recorded {expected[index].text!r}"
-            )
-        if index < len(actions):
-            results.append(env.step(actions[index]))
-            seen = results[-1].observation
-    return results
 
 
 def _observation(state: EngineState) -> Observation:
