@@ -3,6 +3,18 @@
 from __future__ import annotations
 
 from stepopsd.credit import grpo, stepopsd
-from stepopsd.credit.base import CreditInputs, CreditMethod, CreditResult, create
+from stepopsd.credit.base import (
+    AuxiliaryInputs,
+    AuxiliaryLoss,
+    CreditInputs,
+    CreditMethod,
+    CreditResult,
+    compose,
+    create,
+    registered,
+)
 
-__all__ = ["CreditInputs", "CreditMethod", "CreditResult", "create", "grpo", "stepopsd"]
+__all__ = [
+    "AuxiliaryInputs", "AuxiliaryLoss", "CreditInputs", "CreditMethod", "CreditResult", "compose", "create", "grpo",
+    "registered", "stepopsd",
+]  # fmt: skip

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from stepopsd.credit.base import CreditInputs, CreditResult, broadcast_advantages, register
+from stepopsd.credit.base import CreditInputs, CreditMethod, CreditResult, broadcast_advantages, register
 
 STD_EPS = 1e-6
 
@@ -71,12 +71,11 @@ def _votes(values: Tensor, trajectory_ids: Tensor, statistics: str) -> Tensor:
     return torch.stack([values[trajectory_ids == t].mean() for t in torch.unique(trajectory_ids).tolist()])
 
 
-@dataclass(frozen=True, slots=True)
-class Grpo:
+@dataclass(frozen=True)
+class Grpo(CreditMethod):
     """The scalar advantage on every response token; no teacher."""
 
-    def wants_teacher(self, update: int) -> bool:
-        return False
+    role: ClassVar[Any] = "base"
 
     def assign(self, inputs: CreditInputs) -> CreditResult:
         return CreditResult(broadcast_advantages(inputs.advantages, inputs.response_mask))

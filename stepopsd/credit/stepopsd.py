@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepopsd.credit.base import CreditInputs, CreditResult, broadcast_advantages, register
+from stepopsd.credit.base import CreditInputs, CreditMethod, CreditResult, broadcast_advantages, register
 from stepopsd.ops.shaping import ShapedAdvantages, shape_advantages
 
 UNCHANGED = 1e-4  # |Δ| below which a token counts as unchanged
 
 
-@dataclass(frozen=True, slots=True)
-class StepOpsd:
+@dataclass(frozen=True)
+class StepOpsd(CreditMethod):
     """Sign-aware, clipped, step-budgeted advantage shaping with a linearly decaying mix.
 
     Attributes:
@@ -67,7 +67,8 @@ class StepOpsd:
             step_norm=self.step_norm,
         )
         metrics = {"lambda": mixing, **gap_metrics(shaped, scored, plain)}
-        return CreditResult(shaped.advantages, metrics, {"delta": shaped.delta, "weights": shaped.weights})
+        tokens = {"delta": shaped.delta, "weights": shaped.weights}
+        return CreditResult(shaped.advantages, metrics, tokens, (1 + mixing * (shaped.weights - 1)) * shaped.step_scale)
 
     def _teacher(self, inputs: CreditInputs, scored: Tensor) -> Tensor:
         assert inputs.teacher_logprobs is not None

@@ -6,9 +6,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from stepopsd.train.checks import choice, closed, positive
+from stepopsd.train.credit_config import CreditConfig, HindsightConfig
+
+__all__ = [
+    "CreditConfig", "EnvConfig", "EvalConfig", "HindsightConfig", "LossConfig", "ModelConfig", "OptimConfig",
+    "RolloutConfig", "RunConfig",
+]  # fmt: skip
 
 Context = Literal["turn", "dialogue"]
-Span = Literal["action_only", "clean_step_no_observation"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,82 +110,6 @@ class RolloutConfig:
         positive("rollout.temperature", self.temperature)
         positive("rollout.max_prompt_tokens", self.max_prompt_tokens)
         positive("rollout.max_response_tokens", self.max_response_tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class HindsightConfig:
-    """The teacher's extra context (stepopsd only).
-
-    Attributes:
-        label: Add the trajectory's own outcome.
-        peer: Give failed members of a mixed group the first successful member (by member index).
-        placement: ``suffix`` right before the scored span, ``prefix`` in the user prompt.
-        render: Peer as numbered ``actions`` or as ``full`` turns.
-        max_tokens: Cut the block to this many tokens; 0 means no cut. Cuts are counted in the metrics.
-        rows_without_peer: ``score`` them (label and drift of the stale teacher) or ``skip`` (Δ = 0).
-    """
-
-    label: bool = True
-    peer: bool = True
-    placement: Literal["suffix", "prefix"] = "suffix"
-    render: Literal["actions", "full"] = "actions"
-    max_tokens: int = 0
-    rows_without_peer: Literal["score", "skip"] = "score"
-
-    def __post_init__(self) -> None:
-        choice("credit.hindsight.placement", self.placement, ("suffix", "prefix"))
-        choice("credit.hindsight.render", self.render, ("actions", "full"))
-        choice("credit.hindsight.rows_without_peer", self.rows_without_peer, ("score", "skip"))
-        closed("credit.hindsight.max_tokens", self.max_tokens, 0, 1 << 20)
-
-
-@dataclass(frozen=True, slots=True)
-class CreditConfig:
-    """Who gets the blame: scalar group advantages and, for stepopsd, the token factors.
-
-    Attributes:
-        name: Credit-assignment method.
-        statistics: Unit of the group mean and std: ``row`` (verl-agent's default) or ``trajectory``.
-        divide_by_std: GRPO's division by the group's standard deviation.
-        span: Tokens that the teacher scores.
-        weight_fn, alpha_clip, step_norm: See ``stepopsd.shape_advantages``.
-        lambda_mix: Initial mixing coefficient λ0.
-        lambda_decay_updates: Updates until λ is exactly 0 (λ_t = λ0·max(0, 1 - t/T), t from 1); 0 keeps it constant.
-        teacher: ``stale`` snapshot or the ``live`` policy.
-        teacher_refresh_every: Updates between hard copies of the policy into the stale snapshot.
-        diagnose_every: Score the teacher every so many updates although λ is 0; 0 never.
-        control: ``shuffled_advantages`` deals the scalar advantages out to random rows (nothing can be learned),
-            ``shuffled_teacher`` deals the teacher's gaps out to random tokens (same Δ distribution, no information).
-    """
-
-    name: Literal["grpo", "stepopsd"] = "grpo"
-    statistics: Literal["row", "trajectory"] = "trajectory"
-    divide_by_std: bool = True
-    span: Span = "action_only"
-    weight_fn: Literal["sigmoid", "exp"] = "sigmoid"
-    alpha_clip: float = 0.2
-    lambda_mix: float = 0.2
-    lambda_decay_updates: int = 50
-    step_norm: Literal["equal_step_mean_abs", "equal_step_ratio", "none"] = "equal_step_mean_abs"
-    teacher: Literal["stale", "live"] = "stale"
-    teacher_refresh_every: int = 10
-    diagnose_every: int = 0
-    control: Literal["none", "shuffled_advantages", "shuffled_teacher"] = "none"
-    hindsight: HindsightConfig = field(default_factory=HindsightConfig)
-
-    def __post_init__(self) -> None:
-        choice("credit.name", self.name, ("grpo", "stepopsd"))
-        choice("credit.statistics", self.statistics, ("row", "trajectory"))
-        choice("credit.span", self.span, ("action_only", "clean_step_no_observation"))
-        choice("credit.weight_fn", self.weight_fn, ("sigmoid", "exp"))
-        choice("credit.step_norm", self.step_norm, ("equal_step_mean_abs", "equal_step_ratio", "none"))
-        choice("credit.control", self.control, ("none", "shuffled_advantages", "shuffled_teacher"))
-        choice("credit.teacher", self.teacher, ("stale", "live"))
-        closed("credit.lambda_mix", self.lambda_mix, 0.0, 1.0)
-        closed("credit.alpha_clip", self.alpha_clip, 0.0, 1.0, low_open=True)
-        closed("credit.lambda_decay_updates", self.lambda_decay_updates, 0, 1 << 30)
-        positive("credit.teacher_refresh_every", self.teacher_refresh_every)
-        closed("credit.diagnose_every", self.diagnose_every, 0, 1 << 30)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,10 +38,20 @@ class Readout:
         scored = linear_token_logprobs(self.states, self.head.weight, ids, bias=bias, temperature=temperature)
         return scored.logprobs
 
-    def loss(self, ids: Tensor, advantages: Tensor, old_logprobs: Tensor, **options: Any) -> PolicyLoss:
-        """Policy loss of (M,) tokens; options are those that ``grpo_loss`` and ``linear_grpo_loss`` share."""
+    @property
+    def parameters(self) -> tuple[Tensor | None, Tensor | None]:
+        """Weight and bias of the head; None, None where the states are logits."""
+        return (None, None) if self.head is None else (self.head.weight, getattr(self.head, "bias", None))
+
+    def loss(
+        self, ids: Tensor, advantages: Tensor, old_logprobs: Tensor, *, keep: bool = False, **options: Any
+    ) -> PolicyLoss:
+        """Policy loss of (M,) tokens; options are those that ``grpo_loss`` and ``linear_grpo_loss`` share.
+
+        With ``keep`` the states stay readable for another loss on the same tokens.
+        """
         if self.head is None:
-            return grpo_loss(self.states, ids, advantages, old_logprobs, inplace=True, **options)
+            return grpo_loss(self.states, ids, advantages, old_logprobs, inplace=not keep, **options)
         bias = getattr(self.head, "bias", None)
         return linear_grpo_loss(self.states, self.head.weight, ids, advantages, old_logprobs, bias=bias, **options)
 

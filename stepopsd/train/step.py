@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,32 +13,58 @@ from torch import Tensor
 from stepopsd.ops.policy_loss import aggregation_weights
 from stepopsd.rollout.records import Batch
 from stepopsd.train.config import RunConfig
+from stepopsd.train.credit import Assigned
 from stepopsd.train.policy import Policy, microbatches
 
 
 class PolicyStep:
     """Turns a batch with advantages into optimiser steps.
 
-    Rows whose advantages are all 0 carry no policy gradient; without KL and entropy terms they are not forwarded,
-    but they keep their share in the aggregation's denominator.
+    Rows whose advantages are all 0 carry no policy gradient; without KL, entropy and auxiliary terms they are not
+    forwarded, but they keep their share in the aggregation's denominator.
     """
 
     def __init__(self, policy: Policy, optimizer: torch.optim.Optimizer, accelerator: Any, config: RunConfig) -> None:
         self.policy, self.optimizer, self.accelerator, self.config = policy, optimizer, accelerator, config
+        self._credit: Assigned | None = None
+        self._means: dict[str, _Mean] = {}
 
-    def run(self, batch: Batch, ref_logprobs: Tensor | None, update: int) -> dict[str, float]:
-        """All epochs and mini-batches of one update; returns metrics averaged over tokens."""
+    def run(
+        self, batch: Batch, ref_logprobs: Tensor | None, update: int, credit: Assigned | None = None
+    ) -> dict[str, float]:
+        """All epochs and mini-batches of one update; returns metrics averaged over tokens.
+
+        Args:
+            batch: With advantages.
+            ref_logprobs: (N, T) or None.
+            update: Counted from 1.
+            credit: Where the advantages came from, for methods with a loss term or that follow the policy.
+        """
         self.policy.model.train()
         sums: dict[str, float] = defaultdict(float)
+        self._credit, self._means = credit, defaultdict(_Mean)
         self._set_lr(update)
         steps = 0
         for _ in range(self.config.optim.epochs):
             for rows in self._minibatches(batch):
                 refs = None if ref_logprobs is None else ref_logprobs[rows]
-                sums["grad_norm"] += self._optimise(batch.select(rows), refs, sums, first=steps == 0)
+                part = batch.select(rows)
+                if credit is not None and credit.moves and steps > 0:
+                    part = replace(part, advantages=self._follow(part, rows, credit))
+                sums["grad_norm"] += self._optimise(part, refs, sums, rows, first=steps == 0)
                 steps += 1
         self.policy.model.eval()
-        return _averages(sums, steps)
+        return {**_averages(sums, steps), **{name: mean.value for name, mean in self._means.items()}}
+
+    def _follow(self, part: Batch, rows: Tensor, credit: Assigned) -> Tensor:
+        """Advantages under the policy as it is now, after some steps of this update."""
+        needed = part.response_mask & (credit.base[rows] != 0).any(1, keepdim=True)
+        current = self.policy.score(
+            part.input_ids, part.attention_mask, needed,
+            temperature=self.config.rollout.temperature, max_tokens=self.config.optim.microbatch_tokens,
+        )  # fmt: skip
+        self.policy.model.train()
+        return credit.again(rows, torch.where(needed, current, part.old_logprobs))
 
     def _set_lr(self, update: int) -> None:
         optim = self.config.optim
@@ -51,31 +78,38 @@ class PolicyStep:
         for start in range(0, groups.numel(), size):
             yield torch.isin(batch.group_ids, groups[start : start + size]).nonzero().squeeze(1)
 
-    def _optimise(self, batch: Batch, refs: Tensor | None, sums: dict[str, float], *, first: bool) -> float:
+    def _optimise(
+        self, batch: Batch, refs: Tensor | None, sums: dict[str, float], origin: Tensor, *, first: bool
+    ) -> float:
         loss = self.config.loss
         weights = aggregation_weights(
             batch.response_mask, loss.aggregation, budget=self.config.rollout.max_response_tokens
         )
         every_row = loss.kl_coef > 0 or loss.entropy_coef > 0
         matters = batch.response_mask.any(1) & (every_row | (batch.advantages != 0).any(1))
+        if self._credit is not None:
+            matters |= self._credit.has_auxiliary[origin]
         lengths = torch.where(matters, batch.attention_mask.sum(1), 0)
         for rows, width in microbatches(lengths, self.config.optim.microbatch_tokens):
             part = batch.select(rows).trim(width)
             ref = None if refs is None else refs[rows, :width]
-            self.accelerator.backward(self._loss(part, weights[rows, :width], ref, sums, first))
+            self.accelerator.backward(self._loss(part, weights[rows, :width], ref, sums, origin[rows], first))
         norm = self.accelerator.clip_grad_norm_(self.policy.model.parameters(), self.config.optim.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return float(norm) if norm is not None else 0.0
 
-    def _loss(self, part: Batch, weights: Tensor, ref: Tensor | None, sums: dict[str, float], first: bool) -> Tensor:
+    def _loss(
+        self, part: Batch, weights: Tensor, ref: Tensor | None, sums: dict[str, float], origin: Tensor, first: bool
+    ) -> Tensor:
         options, mask = self.config.loss, part.response_mask
+        credit = self._credit if self._credit is not None and self._credit.auxiliaries else None
         states = self.policy.read_targets(part.input_ids, part.attention_mask, mask)
         result = states.loss(
             part.input_ids[mask], part.advantages[mask], part.old_logprobs[mask], token_weights=weights[mask],
             ref_logprobs=None if ref is None else ref[mask], kl_coef=0.0 if ref is None else options.kl_coef,
             entropy_coef=options.entropy_coef, clip_low=options.clip_low, clip_high=options.clip_high,
-            dual_clip=options.dual_clip, temperature=self.config.rollout.temperature,
+            dual_clip=options.dual_clip, temperature=self.config.rollout.temperature, keep=credit is not None,
         )  # fmt: skip
         seen = result.metrics.as_dict()
         tokens = seen["tokens"] + seen["nonfinite"]
@@ -89,7 +123,27 @@ class PolicyStep:
         if first:
             # Before the first step current and old policy are the same weights: any gap is the sampler's.
             sums["old_gap_max"] = max(sums["old_gap_max"], seen["old_gap_max"])
-        return result.loss
+        if credit is None:
+            return result.loss
+        extra = credit.auxiliary(
+            origin, mask, part.input_ids[mask], states, result.logprobs, weights[mask],
+            self.config.rollout.temperature, lambda name, value, count: self._means[name].add(value, count),
+        )  # fmt: skip
+        return result.loss if extra is None else result.loss + extra
+
+
+class _Mean:
+    """A mean over tokens that come in parts."""
+
+    def __init__(self) -> None:
+        self.total, self.count = 0.0, 0
+
+    def add(self, value: float, count: int) -> None:
+        self.total, self.count = self.total + value * count, self.count + count
+
+    @property
+    def value(self) -> float:
+        return self.total / max(1, self.count)
 
 
 def _averages(sums: dict[str, float], steps: int) -> dict[str, float]:

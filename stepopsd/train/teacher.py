@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from stepopsd.rollout.chat import ChatFormat
 from stepopsd.rollout.records import Row, Trajectory
-from stepopsd.train.config import CreditConfig
+from stepopsd.train.credit_config import HindsightConfig
 from stepopsd.train.hindsight import choose_peers, render_hindsight, render_peer
-from stepopsd.train.policy import Policy, microbatches
+from stepopsd.train.policy import Policy, Readout, microbatches
 from stepopsd.train.teacher_contexts import TeacherContext, collate_contexts, prefix_context, suffix_context
+
+
+class TeacherOptions(Protocol):
+    """The keys that every section of a method with a teacher has."""
+
+    @property
+    def teacher(self) -> str: ...
+
+    @property
+    def teacher_refresh_every(self) -> int: ...
+
+    @property
+    def hindsight(self) -> HindsightConfig: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +40,14 @@ class TeacherScores:
         tokens: Tokens forwarded, without padding.
         with_peer: Rows scored with a peer's trajectory in view.
         cut_blocks: Hindsight blocks that were cut to ``hindsight.max_tokens``.
+        contexts: Row -> its context, kept where the hidden states will be read again.
     """
 
     logprobs: Tensor
     tokens: int
     with_peer: int
     cut_blocks: int
+    contexts: Mapping[int, TeacherContext] = field(default_factory=dict)
 
 
 class Teacher:
@@ -38,25 +55,28 @@ class Teacher:
 
     Args:
         policy: The live policy; a stale teacher starts as its frozen copy.
-        config: The credit section.
+        config: The section of the method that asks.
         temperature: Log-probs are taken at the sampling temperature.
         max_tokens: Padded tokens per forward.
     """
 
-    def __init__(self, policy: Policy, config: CreditConfig, *, temperature: float, max_tokens: int) -> None:
+    def __init__(self, policy: Policy, config: TeacherOptions, *, temperature: float, max_tokens: int) -> None:
         self.config, self.temperature, self.max_tokens = config, temperature, max_tokens
-        self.scorer = policy if config.teacher == "live" else policy.frozen_copy()
+        self.is_stale = config.teacher == "stale"
+        self.scorer = policy.frozen_copy() if self.is_stale else policy
         self._prefix_at = ChatFormat(policy.tokenizer).content_start()
 
     def refresh(self, policy: Policy, update: int) -> bool:
-        """Hard copy after every ``teacher_refresh_every``-th update; returns whether it happened."""
-        due = self.config.teacher == "stale" and update % self.config.teacher_refresh_every == 0
+        """Hard copy after every ``teacher_refresh_every``-th update, 0 never; returns whether it happened."""
+        every = self.config.teacher_refresh_every
+        due = self.is_stale and every > 0 and update % every == 0
         if due:
             self.scorer.copy_weights_from(policy)
         return due
 
     def score(
-        self, rows: Sequence[Row], trajectories: Sequence[Trajectory], wanted: Tensor, width: int
+        self, rows: Sequence[Row], trajectories: Sequence[Trajectory], wanted: Tensor, width: int, *,
+        tokens: Literal["span", "response"] = "span", keep: bool = False,
     ) -> TeacherScores:
         """Score the spans of the wanted rows.
 
@@ -65,6 +85,8 @@ class Teacher:
             trajectories: Their trajectories.
             wanted: (N,) bool; other rows stay NaN.
             width: T of the result.
+            tokens: Score the steps' spans, or every sampled token.
+            keep: Keep the contexts for ``read``.
         """
         peers = choose_peers(trajectories) if self.config.hindsight.peer else {}
         out = torch.full((len(rows), width), float("nan"))
@@ -73,15 +95,36 @@ class Teacher:
             row = rows[i]
             has_peer = row.trajectory in peers
             skipped = self.config.hindsight.rows_without_peer == "skip" and not has_peer
-            if skipped or not any(s >= 0 for s in row.step_ids):
+            steps = row.step_ids if tokens == "span" else response_steps(row)
+            if skipped or not any(s >= 0 for s in steps):
                 continue
             peer = trajectories[peers[row.trajectory]] if has_peer else None
             block, cut = self._block(trajectories[row.trajectory], peer)
             chosen.append(i)
-            contexts.append(self._context(row, block))
+            contexts.append(self._context(row, steps, block))
             cuts, with_peer = cuts + cut, with_peer + has_peer
         self._forward(contexts, chosen, out)
-        return TeacherScores(out, sum(len(c.ids) for c in contexts), with_peer, cuts)
+        kept = dict(zip(chosen, contexts, strict=True)) if keep else {}
+        return TeacherScores(out, sum(len(c.ids) for c in contexts), with_peer, cuts, kept)
+
+    @torch.no_grad()
+    def read(self, scores: TeacherScores, rows: Tensor) -> Readout:
+        """What predicts the scored tokens of the given rows under the teacher, as one forward.
+
+        Args:
+            scores: Of this update, from ``score`` with ``keep``.
+            rows: (B,) int64 rows of the batch; those that were not scored are left out.
+
+        Returns:
+            ``Readout`` of the scored tokens, in the order of ``rows`` and then of positions.
+        """
+        contexts = [scores.contexts[i] for i in rows.tolist() if i in scores.contexts]
+        model = self.scorer.model
+        was_training = model.training
+        model.eval()
+        states = self._states(contexts)
+        model.train(was_training)
+        return states
 
     def _block(self, own: Trajectory, peer: Trajectory | None) -> tuple[list[int], bool]:
         options = self.config.hindsight
@@ -92,10 +135,10 @@ class Teacher:
         cut = 0 < options.max_tokens < len(ids)
         return (ids[: options.max_tokens] if cut else ids), cut
 
-    def _context(self, row: Row, block: list[int]) -> TeacherContext:
+    def _context(self, row: Row, steps: Sequence[int], block: list[int]) -> TeacherContext:
         if self.config.hindsight.placement == "prefix":
-            return prefix_context(row.input_ids, row.step_ids, block, self._prefix_at)
-        return suffix_context(row.input_ids, row.step_ids, block)
+            return prefix_context(row.input_ids, steps, block, self._prefix_at)
+        return suffix_context(row.input_ids, steps, block)
 
     @torch.no_grad()
     def _forward(self, contexts: list[TeacherContext], row_of: list[int], out: Tensor) -> None:
@@ -105,12 +148,28 @@ class Teacher:
         lengths = torch.tensor([len(c.ids) for c in contexts], dtype=torch.int64)
         for picked, _ in microbatches(lengths, self.max_tokens):
             part = [contexts[i] for i in picked.tolist()]
-            ids, positions, mask = collate_contexts(part, self.scorer.pad_id, model.dtype)
-            # Reads ascend inside a context, so this list has the row-major order in which read_at answers.
-            flat = [(b, *read, row_of[i]) for b, i in enumerate(picked.tolist()) for read in contexts[i].reads]
-            b, packed, targets, tokens, rows = (torch.tensor(column) for column in zip(*flat, strict=True))
-            read = torch.zeros(ids.shape, dtype=torch.bool)
-            read[b, packed] = True
-            states = self.scorer.read_at(ids.to(device), mask.to(device), read.to(device), positions.to(device))
-            out[rows, targets] = states.logprobs(tokens.to(device), self.temperature).cpu()
+            rows = torch.tensor([row_of[i] for i in picked.tolist() for _ in contexts[i].reads])
+            _, targets, tokens = torch.tensor(list(chain.from_iterable(c.reads for c in part))).unbind(1)
+            out[rows, targets] = self._states(part).logprobs(tokens.to(device), self.temperature).cpu()
         model.train(was_training)
+
+    def _states(self, contexts: list[TeacherContext]) -> Readout:
+        """What predicts the tokens of the contexts' reads, context by context."""
+        device = self.scorer.device
+        ids, positions, mask = collate_contexts(contexts, self.scorer.pad_id, self.scorer.model.dtype)
+        read = torch.zeros(ids.shape, dtype=torch.bool)
+        # Reads ascend inside a context, so their list has the row-major order in which read_at answers.
+        for b, context in enumerate(contexts):
+            read[b, [packed for packed, _, _ in context.reads]] = True
+        return self.scorer.read_at(ids.to(device), mask.to(device), read.to(device), positions.to(device))
+
+
+def response_steps(row: Row) -> list[int]:
+    """Step ids of a row as if every sampled token belonged to its turn's span; -1 elsewhere."""
+    out = [-1] * len(row.input_ids)
+    ends = [*row.turn_starts[1:], len(row.input_ids)]
+    for turn, start, end in zip(row.turn_ids, row.turn_starts, ends, strict=True):
+        for t in range(start, end):
+            if row.response_mask[t]:
+                out[t] = turn
+    return out

@@ -11,23 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepopsd.credit import CreditInputs, CreditResult, create
 from stepopsd.credit.grpo import group_normalize
 from stepopsd.envs.base import Task
 from stepopsd.rollout.records import Batch, Row, Trajectory
 from stepopsd.rollout.rows import build_rows, collate
 from stepopsd.train.checkpoint import TrainState, checkpoints, load_checkpoint, save_checkpoint
 from stepopsd.train.config import RunConfig
-from stepopsd.train.config_io import differences, dump_config, load_config, to_tree
+from stepopsd.train.config_io import differences, dump_config, load_config
+from stepopsd.train.credit import Assigned, Credit
 from stepopsd.train.episodes import Episodes, tasks_of
 from stepopsd.train.evaluation import episode_records, panel, success_by_kind
+from stepopsd.train.extras import Played
 from stepopsd.train.metrics import JsonLines
 from stepopsd.train.policy import load_policy
 from stepopsd.train.progress import Progress
 from stepopsd.train.provenance import provenance
 from stepopsd.train.step import PolicyStep
 from stepopsd.train.tasks import episode_seed, tasks_of_update
-from stepopsd.train.teacher import Teacher, TeacherScores
 from stepopsd.train.transcripts import choose_transcripts, transcript
 
 #: Keys that change how long, where or how closely watched a run is, but not what it computes.
@@ -59,8 +59,7 @@ class Trainer:
         self.policy = load_policy(config.model, self.accelerator.device)
         self.policy.model.eval()
         self.episodes = Episodes(config, self.policy)
-        self.method = create(config.credit.name, to_tree(config.credit))
-        self.teacher = self._make_teacher()
+        self.credit = Credit(config, self.policy)
         self.reference = self.policy.frozen_copy() if config.loss.kl_coef > 0 else None
         self.optimizer = torch.optim.AdamW(
             self.policy.model.parameters(),
@@ -126,14 +125,15 @@ class Trainer:
             reward_scale=self.config.loss.reward_scale, invalid_action_penalty=self.config.loss.invalid_action_penalty,
         ).to(self.policy.device)
         plain = self._scalar_advantages(batch, update)
-        gap = self._refresh_old_logprobs(batch, plain)
+        played_rows = Played(self.config, self.policy, batch, rows, trajectories)
+        base = self.credit.base(plain, played_rows, update)
+        gap = self._refresh_old_logprobs(batch, base.advantages)
         scored = time.perf_counter()
-        result, teacher = self._assign(update, batch, plain, rows, trajectories)
+        result = self.credit.assign(base, played_rows, update)
         batch = replace(batch, advantages=result.advantages)
         shaped = time.perf_counter()
-        losses = self.step.run(batch, self._reference_logprobs(batch), update)
-        if self.teacher is not None:
-            self.teacher.refresh(self.policy, update)
+        losses = self.step.run(batch, self._reference_logprobs(batch), update, result)
+        self.credit.refresh(update)
         ended = time.perf_counter()
         if self._due(update, self.config.transcripts_every):
             self._store_transcripts(update, trajectories, rows, plain, batch, result)
@@ -150,9 +150,7 @@ class Trainer:
             **losses,
             **result.metrics,
             "tokens/student": int(batch.attention_mask.sum()),
-            "tokens/teacher": teacher.tokens if teacher else 0,
-            "teacher/with_peer": teacher.with_peer if teacher else 0,
-            "teacher/cut_blocks": teacher.cut_blocks if teacher else 0,
+            **result.teacher_metrics(),
         }
         self.metrics.append(record)
         return record
@@ -180,11 +178,11 @@ class Trainer:
             plain = plain[torch.randperm(plain.numel(), generator=generator).to(plain.device)]
         return plain
 
-    def _refresh_old_logprobs(self, batch: Batch, plain: Tensor) -> float | None:
+    def _refresh_old_logprobs(self, batch: Batch, base: Tensor) -> float | None:
         """Recompute old log-probs where they are needed; returns the largest gap to the sampler's."""
         if self.config.optim.old_logprobs == "sampled":
             return None
-        needed = self._matters(plain)[:, None] & batch.response_mask
+        needed = self._matters(base)[:, None] & batch.response_mask
         fresh = self.policy.score(
             batch.input_ids, batch.attention_mask, needed,
             temperature=self.config.rollout.temperature, max_tokens=self.config.optim.microbatch_tokens,
@@ -193,27 +191,10 @@ class Trainer:
         batch.old_logprobs[needed] = fresh[needed]
         return float(gap.max()) if gap.numel() else 0.0
 
-    def _matters(self, plain: Tensor) -> Tensor:
-        every_row = self.config.loss.kl_coef > 0 or self.config.loss.entropy_coef > 0
-        return torch.ones_like(plain, dtype=torch.bool) if every_row else plain != 0
-
-    def _assign(
-        self, update: int, batch: Batch, plain: Tensor, rows: list[Row], trajectories: list[Trajectory]
-    ) -> tuple[CreditResult, TeacherScores | None]:
-        scores = None
-        if self.teacher is not None and self.method.wants_teacher(update):
-            # sign(0) = 0: the teacher cannot change a row whose advantage is 0, so it is not asked.
-            scores = self.teacher.score(rows, trajectories, (plain != 0).cpu(), batch.input_ids.shape[1])
-        inputs = CreditInputs(
-            advantages=plain,
-            response_mask=batch.response_mask,
-            step_ids=batch.step_ids,
-            trajectory_ids=batch.trajectory_ids,
-            old_logprobs=batch.old_logprobs,
-            teacher_logprobs=None if scores is None else scores.logprobs.to(plain.device),
-            update=update,
-        )
-        return self.method.assign(inputs), scores
+    def _matters(self, base: Tensor) -> Tensor:
+        """(N,) bool, rows of which something is trained."""
+        every_row = self.config.loss.kl_coef > 0 or self.config.loss.entropy_coef > 0 or self.credit.has_auxiliary
+        return (base != 0).any(1) | every_row
 
     def _reference_logprobs(self, batch: Batch) -> Tensor | None:
         if self.reference is None:
@@ -245,21 +226,13 @@ class Trainer:
 
     def _store_transcripts(
         self, update: int, trajectories: list[Trajectory], rows: list[Row], plain: Tensor, batch: Batch,
-        result: CreditResult,
+        result: Assigned,
     ) -> None:
         for index in choose_transcripts(trajectories, self.config.transcripts):
             record = transcript(index, trajectories, rows, plain, batch, result.tokens, self.policy)
             self.transcripts.append({"update": update, **record})
 
     # the run directory
-
-    def _make_teacher(self) -> Teacher | None:
-        if self.config.credit.name == "grpo":
-            return None
-        return Teacher(
-            self.policy, self.config.credit,
-            temperature=self.config.rollout.temperature, max_tokens=self.config.optim.microbatch_tokens,
-        )
 
     def _open_run_dir(self) -> None:
         self.run_dir.mkdir(parents=True, exist_ok=True)
@@ -287,8 +260,7 @@ class Trainer:
         return done
 
     def _state(self) -> TrainState:
-        stale = self.teacher.scorer if self.teacher and self.config.credit.teacher == "stale" else None
-        return TrainState(self.policy, stale, self.reference, self.optimizer)
+        return TrainState(self.policy, self.credit.snapshot, self.reference, self.optimizer)
 
     def _save(self, update: int) -> None:
         save_checkpoint(self.run_dir, update, self._state(), keep=self.config.keep_checkpoints)

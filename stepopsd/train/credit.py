@@ -1,0 +1,242 @@
+"""The credit side of a run: methods and their teachers, wired once; per update, advantages and auxiliary terms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stepopsd.credit import AuxiliaryInputs, CreditInputs, CreditMethod, CreditResult, compose, create
+from stepopsd.credit.base import broadcast_advantages
+from stepopsd.train.config import RunConfig
+from stepopsd.train.config_io import to_tree
+from stepopsd.train.extras import Played, gather
+from stepopsd.train.policy import Policy, Readout
+from stepopsd.train.teacher import Teacher, TeacherScores
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One method of ``credit.name`` with the teacher that it consults."""
+
+    name: str
+    method: CreditMethod
+    teacher: Teacher | None
+
+
+@dataclass(frozen=True, slots=True)
+class Opinion:
+    """What one method was given and said."""
+
+    part: Part
+    inputs: CreditInputs
+    scores: TeacherScores | None
+    result: CreditResult
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """Advantages before any factor.
+
+    Attributes:
+        advantages: (N, T) float32, 0 outside responses.
+        opinion: Of the method that made them, None where they are the scalar ones.
+    """
+
+    advantages: Tensor
+    opinion: Opinion | None = None
+
+
+class Assigned:
+    """The advantages of a batch, and what changes with the policy while it is being updated.
+
+    Attributes:
+        advantages: (N, T) float32.
+        has_auxiliary: (N,) bool, rows that carry an auxiliary loss.
+        metrics, tokens: As in ``CreditResult``; with several methods, metrics carry their method's name.
+    """
+
+    def __init__(self, base: Tensor, opinions: Sequence[Opinion]) -> None:
+        self.base, self.opinions = base, opinions
+        several = len(opinions) > 1
+        self.metrics: dict[str, Any] = {}
+        self.tokens: dict[str, Tensor] = {}
+        for opinion in opinions:
+            prefix = f"{opinion.part.name}/" if several else ""
+            self.metrics |= {prefix + key: value for key, value in opinion.result.metrics.items()}
+            self.tokens = opinion.result.tokens | self.tokens
+        self.advantages = compose(base, [o.result for o in opinions])
+        self.has_auxiliary = torch.zeros(len(base), dtype=torch.bool, device=base.device)
+        for opinion in self.auxiliaries:
+            assert opinion.scores is not None
+            self.has_auxiliary |= opinion.scores.logprobs.isfinite().any(1)
+
+    def teacher_metrics(self) -> dict[str, int]:
+        """What the teachers cost, all methods together."""
+        asked = [o.scores for o in self.opinions if o.scores is not None]
+        return {
+            "tokens/teacher": sum(s.tokens for s in asked),
+            "teacher/with_peer": sum(s.with_peer for s in asked),
+            "teacher/cut_blocks": sum(s.cut_blocks for s in asked),
+        }
+
+    @property
+    def auxiliaries(self) -> list[Opinion]:
+        """The opinions that come as a loss term this update."""
+        return [o for o in self.opinions if o.part.method.role == "auxiliary" and o.scores is not None]
+
+    @property
+    def moves(self) -> bool:
+        """Whether advantages have to be made again once the policy has moved."""
+        return any(o.part.method.per_minibatch for o in self.opinions)
+
+    def again(self, rows: Tensor, current_logprobs: Tensor) -> Tensor:
+        """(n, T) advantages of the chosen rows under a policy that has moved, whose log-probs are given."""
+        results = []
+        for opinion in self.opinions:
+            chosen = replace(opinion.inputs.select(rows), current_logprobs=current_logprobs)
+            moves = opinion.part.method.per_minibatch
+            results.append(opinion.part.method.assign(chosen) if moves else opinion.result.select(rows))
+        return compose(self.base[rows], results)
+
+    def auxiliary(
+        self, rows: Tensor, mask: Tensor, ids: Tensor, states: Readout, logprobs: Tensor, weights: Tensor,
+        temperature: float, log: Callable[[str, float, int], None],
+    ) -> Tensor | None:
+        """The auxiliary losses of one micro-batch, or None where there is none.
+
+        Args:
+            rows: (B,) rows of this batch, int64.
+            mask: (B, W) bool, their response tokens, M in all.
+            ids, states, logprobs, weights: Of those tokens: ids, what predicts them, detached log-probs, weights.
+            temperature: Of sampling.
+            log: Called with name, mean and number of tokens.
+        """
+        total = None
+        for opinion in self.auxiliaries:
+            assert opinion.scores is not None
+            teacher = opinion.scores.logprobs[rows, : mask.shape[1]].to(mask.device)
+            scored = teacher.isfinite()[mask]  # (M,)
+            if not bool(scored.any()):
+                continue
+            method, extra = opinion.part.method, {}
+            if method.reads_teacher_states:
+                assert opinion.part.teacher is not None
+                seen = opinion.part.teacher.read(opinion.scores, rows)
+                weight, bias = seen.parameters
+                extra = {"teacher_hidden": seen.states, "teacher_weight": weight, "teacher_bias": bias}
+            weight, bias = states.parameters
+            term = method.auxiliary(
+                AuxiliaryInputs(
+                    states.states[scored], weight, bias, ids[scored], logprobs[scored], teacher[mask][scored],
+                    weights[scored], temperature, **extra,
+                )
+            )
+            for name, value in term.metrics.items():
+                log(f"{opinion.part.name}/{name}", float(value.detach()), int(scored.sum()))
+            total = term.loss if total is None else total + term.loss
+        return total
+
+
+class Credit:
+    """The methods of a run.
+
+    Args:
+        config: The run; ``credit.name`` may join several methods with ``+``.
+        policy: Live teachers follow it, stale ones start as its copies.
+    """
+
+    def __init__(self, config: RunConfig, policy: Policy) -> None:
+        self.config, self.policy = config, policy
+        options = to_tree(config.credit)
+        self.parts = [Part(n, create(n, options), self._teacher(n)) for n in config.credit.names]
+
+    @property
+    def snapshot(self) -> Policy | None:
+        """The stale teacher that a checkpoint has to hold."""
+        found = [p.teacher.scorer for p in self.parts if p.teacher is not None and p.teacher.is_stale]
+        return found[0] if found else None
+
+    @property
+    def has_auxiliary(self) -> bool:
+        """Whether rows without advantage may be trained all the same."""
+        return any(p.method.role == "auxiliary" for p in self.parts)
+
+    def refresh(self, update: int) -> None:
+        """Let a stale teacher catch up after an update."""
+        for part in self.parts:
+            if part.teacher is not None:
+                part.teacher.refresh(self.policy, update)
+
+    def base(self, plain: Tensor, played: Played, update: int) -> Base:
+        """What a ``base`` method makes of the rewards, else the scalar advantages, or 0 where no method is about them.
+
+        Args:
+            plain: (N,) scalar advantages.
+            played: The batch; its log-probs and advantages are not read.
+            update: Counted from 1.
+        """
+        for part in self.parts:
+            if part.method.role == "base":
+                inputs = self._inputs(part, plain, None, played, update)
+                result = part.method.assign(inputs)
+                return Base(result.advantages, Opinion(part, inputs, None, result))
+        rewarded = any(part.method.rewarded for part in self.parts)
+        return Base(broadcast_advantages(plain if rewarded else torch.zeros_like(plain), played.batch.response_mask))
+
+    def assign(self, base: Base, played: Played, update: int) -> Assigned:
+        """Ask the teachers, then every method.
+
+        Args:
+            base: From ``base``, rows as in ``played``.
+            played: Old log-probs must be those of the policy that is about to be updated.
+            update: Counted from 1.
+        """
+        advantages = base.advantages
+        opinions = [] if base.opinion is None else [base.opinion]
+        for part in self.parts:
+            if part.method.role == "base":
+                continue
+            scores = self._ask(part, advantages, played, update)
+            inputs = self._inputs(part, advantages, scores, played, update)
+            opinions.append(Opinion(part, inputs, scores, part.method.assign(inputs)))
+        return Assigned(advantages, opinions)
+
+    def _ask(self, part: Part, advantages: Tensor, played: Played, update: int) -> TeacherScores | None:
+        if part.teacher is None or not part.method.wants_teacher(update):
+            return None
+        # sign(0) = 0: the teacher cannot change a row without advantage, so it is not asked, unless for a loss term.
+        wanted = (advantages != 0).any(1) | (part.method.role == "auxiliary")
+        width = played.batch.input_ids.shape[1]
+        return part.teacher.score(
+            played.rows, played.trajectories, wanted.cpu(), width, tokens=part.method.teacher_tokens,
+            keep=part.method.reads_teacher_states,
+        )  # fmt: skip
+
+    def _inputs(
+        self, part: Part, advantages: Tensor, scores: TeacherScores | None, played: Played, update: int
+    ) -> CreditInputs:
+        batch = played.batch
+        return CreditInputs(
+            advantages=advantages,
+            response_mask=batch.response_mask,
+            step_ids=batch.step_ids,
+            trajectory_ids=batch.trajectory_ids,
+            old_logprobs=batch.old_logprobs,
+            teacher_logprobs=None if scores is None else scores.logprobs.to(advantages.device),
+            update=update,
+            group_ids=batch.group_ids,
+            extras=gather(part.method.needs(update), played),
+        )
+
+    def _teacher(self, name: str) -> Teacher | None:
+        options = self.config.credit.teacher_options(name)
+        if options is None:
+            return None
+        return Teacher(
+            self.policy, options,
+            temperature=self.config.rollout.temperature, max_tokens=self.config.optim.microbatch_tokens,
+        )  # fmt: skip
