@@ -25,12 +25,15 @@ def train(args: Sequence[str]) -> int:
 
 
 def evaluate(args: Sequence[str]) -> int:
-    """Play the fixed panels with a model or checkpoint and print success per task type."""
-    from stepopsd.train.trainer import Trainer
+    """Play whole panels with a model or checkpoint; --compare A B gives paired differences of two such evaluations."""
+    if "--compare" in args:
+        from stepopsd.experiments.compare import compare_evaluations
 
-    for panel, by_kind in Trainer(_run_config(args, "stepopsd eval")).evaluate_only().items():
-        for kind, (won, played) in by_kind.items():
-            print(f"{panel:8} {kind:32} {won:4}/{played:<4} {won / played:.2f}")
+        _typed(compare_evaluations, args, "stepopsd eval")
+        return 0
+    from stepopsd.experiments.evaluate import evaluate
+
+    print(f"\nwritten to {evaluate(_run_config(args, 'stepopsd eval'))}")
     return 0
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from stepopsd.envs.replay import Recording
@@ -44,12 +44,16 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one action led to. ``done`` covers success only; step limits belong to the rollout loop."""
+    """What one action led to. ``done`` covers success only; step limits belong to the rollout loop.
+
+    ``info`` holds facts about the step that nobody is shown; its numbers become metrics of the episode.
+    """
 
     observation: Observation
     reward: float
     done: bool
     success: bool
+    info: dict[str, Any] = field(default_factory=dict)
 
 
 class Env(Protocol):

@@ -56,15 +56,57 @@ def wilson_interval(successes: int, trials: int, *, confidence: float = 0.95) ->
         raise ValueError(f"successes must lie in 0..trials and trials be >= 0, got {successes} of {trials}")
     if trials == 0:
         return Interval(math.nan, 0.0, 1.0, 0)
+    return _wilson(successes / trials, trials, trials, confidence)
+
+
+def panel_interval(outcomes: Sequence[Sequence[bool]], *, confidence: float = 0.95) -> Interval:
+    """Wilson interval of the success rate on a panel whose games were played several times each.
+
+    Episodes of one game are alike, so they count for less than as many games: the Wilson formula gets the effective
+    number of episodes p(1 - p) / v, where v is the variance of the rate between games. It lies between the number of
+    games and the number of episodes; with one episode per game this is ``wilson_interval``.
+
+    Args:
+        outcomes: Per game, the success flags of its episodes; games without episodes are left out.
+        confidence: Coverage in (0, 1).
+
+    Returns:
+        Share of won episodes with limits inside [0, 1]; ``n`` counts episodes. NaN between 0 and 1 without any.
+
+    Raises:
+        ValueError: A confidence outside (0, 1).
+
+    Example:
+        >>> panel_interval([[True, True], [False, False]]) == panel_interval([[True], [False]])
+        False
+        >>> round(panel_interval([[True, True], [False, False]]).low, 3)
+        0.095
+
+    Source: C. Franco, R. J. A. Little, T. A. Louis, E. V. Slud, J. Survey Statistics and Methodology 7 (2019).
+    """
+    _check_confidence(confidence)
+    games = [np.asarray(game, dtype=bool) for game in outcomes if len(game)]
+    if not games:
+        return wilson_interval(0, 0, confidence=confidence)
+    played = np.array([game.size for game in games], dtype=np.float64)
+    won = np.array([game.sum() for game in games], dtype=np.float64)
+    episodes, rate = int(played.sum()), float(won.sum() / played.sum())
+    effective = float(len(games))
+    if 0.0 < rate < 1.0 and len(games) > 1:
+        spread = ((won - rate * played) ** 2).sum() / played.sum() ** 2 * len(games) / (len(games) - 1)
+        effective = min(float(episodes), max(effective, rate * (1 - rate) / spread)) if spread else float(episodes)
+    return _wilson(rate, effective, episodes, confidence)
+
+
+def _wilson(rate: float, trials: float, n: int, confidence: float) -> Interval:
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    rate = successes / trials
     shrink = 1 + z * z / trials
     centre = (rate + z * z / (2 * trials)) / shrink
     half = z / shrink * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
     # At the ends the limit equals the rate exactly; the formula leaves a rounding error there.
-    low = 0.0 if successes == 0 else max(0.0, centre - half)
-    high = 1.0 if successes == trials else min(1.0, centre + half)
-    return Interval(rate, low, high, trials)
+    low = 0.0 if rate == 0.0 else max(0.0, centre - half)
+    high = 1.0 if rate == 1.0 else min(1.0, centre + half)
+    return Interval(rate, low, high, n)
 
 
 def student_quantile(freedom: int, confidence: float = 0.95) -> float:
@@ -184,6 +226,7 @@ def paired_difference(
     confidence: float = 0.95,
     resamples: int = 10_000,
     seed: int = 0,
+    bounds: tuple[float, float] = (-1.0, 1.0),
 ) -> Interval:
     """Mean of ``candidate - baseline`` with a bootstrap interval over games and training seeds.
 
@@ -192,15 +235,18 @@ def paired_difference(
     interval says nothing about a repeat of the training. From three seeds on the limits are never narrower than
     the Student interval over the seeds' differences: resampling a handful of seeds understates their spread.
 
+    A game is a cluster: all its episodes come along when it is drawn, so any number of samples per game is fine.
+
     Args:
-        baseline: (seeds, games) mean success, 0 to 1.
+        baseline: (seeds, games) mean over a game's episodes, of success (0 to 1) or any other figure.
         candidate: (seeds, games), same seeds and games in the same order.
         confidence: Coverage in (0, 1).
         resamples: Bootstrap resamples, at least 1.
         seed: Seed of the resampling; equal seeds give equal limits.
+        bounds: Smallest and largest difference that there can be.
 
     Returns:
-        Mean difference and limits inside [-1, 1]; ``n`` is the number of games. NaN when there are no games.
+        Mean difference and limits inside ``bounds``; ``n`` is the number of games. NaN when there are no games.
 
     Raises:
         ValueError: Shapes differ or are not two-dimensional, NaN in the input, or an argument out of range.
@@ -221,7 +267,7 @@ def paired_difference(
     difference = candidate - baseline
     seeds, games = difference.shape
     if seeds == 0 or games == 0:
-        return Interval(math.nan, -1.0, 1.0, games)
+        return Interval(math.nan, *bounds, games)
     if not np.isfinite(difference).all():
         raise ValueError("baseline and candidate must be finite, got NaN or infinity")
     random = np.random.default_rng(seed)
@@ -232,10 +278,13 @@ def paired_difference(
     low, high = np.quantile(means, [tail, 1 - tail])
     mean = float(difference.mean())
     half = _seed_half_width(difference.mean(axis=1), confidence)
-    return Interval(mean, min(float(low), max(-1.0, mean - half)), max(float(high), min(1.0, mean + half)), games)
+    least, most = bounds
+    return Interval(mean, min(float(low), max(least, mean - half)), max(float(high), min(most, mean + half)), games)
 
 
-def verdict(difference: Interval, *, candidate: str, baseline: str, panel: str, seeds: int) -> str:
+def verdict(
+    difference: Interval, *, candidate: str, baseline: str, panel: str, seeds: int, confidence: float = 0.95
+) -> str:
     """The sentence that a paired difference allows, with what it does not allow said plainly.
 
     Args:
@@ -243,6 +292,7 @@ def verdict(difference: Interval, *, candidate: str, baseline: str, panel: str, 
         candidate, baseline: Names of the two methods.
         panel: Name of the evaluation panel.
         seeds: Training seeds behind each side.
+        confidence: Coverage of the interval.
 
     Returns:
         One to three English sentences, plain text.
@@ -252,7 +302,7 @@ def verdict(difference: Interval, *, candidate: str, baseline: str, panel: str, 
     size = f"{difference.n} game{'s' * (difference.n != 1)} × {seeds} seed{'s' * (seeds != 1)}"
     sentences = [
         f"{candidate} minus {baseline} on {panel}: {_points(difference.estimate)} points "
-        f"(95 % interval {_points(difference.low)} to {_points(difference.high)}; {size})."
+        f"({100 * confidence:g} % interval {_points(difference.low)} to {_points(difference.high)}; {size})."
     ]
     if difference.contains(0.0):
         sentences.append(

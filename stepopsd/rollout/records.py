@@ -26,6 +26,7 @@ class Turn:
         response: Decoded response, for people to read.
         action: What was sent to the environment.
         is_valid: The response followed the format.
+        info: Facts about the step from the environment (``StepResult.info``).
     """
 
     prompt_ids: list[int]
@@ -36,6 +37,7 @@ class Turn:
     response: str
     action: str
     is_valid: bool
+    info: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -63,6 +65,12 @@ class Trajectory:
     @property
     def invalid_turns(self) -> int:
         return sum(not turn.is_valid for turn in self.turns)
+
+    @property
+    def facts(self) -> dict[str, float]:
+        """The newest value of every number in the turns' ``info``."""
+        merged = {key: value for turn in self.turns for key, value in turn.info.items()}
+        return {k: float(v) for k, v in merged.items() if isinstance(v, (bool, int, float))}
 
 
 @dataclass(slots=True)

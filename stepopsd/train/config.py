@@ -184,27 +184,35 @@ class OptimConfig:
 
 @dataclass(frozen=True, slots=True)
 class EvalConfig:
-    """Fixed panels.
+    """What is played to measure a policy.
 
     Attributes:
         every: Updates between evaluations; 0 only before the first and after the last.
+        panel: ``fixed`` plays the same games at every evaluation; ``draw`` draws ``games`` of them anew each time, as
+            the published lineage does (its evaluations then differ by the draw, too).
         games: Games per panel, spread evenly over the sorted split; 0 plays all.
         samples: Episodes per game.
         temperature: Sampling temperature; 0 is greedy.
+        greedy: Play every game once more, greedily; kept apart from the samples.
         seed: Base seed of evaluation episodes, fixed for a run.
     """
 
     every: int = 5
+    panel: Literal["fixed", "draw"] = "fixed"
     games: int = 0
     samples: int = 1
     temperature: float = 0.4
+    greedy: bool = False
     seed: int = 1000
 
     def __post_init__(self) -> None:
         closed("eval.every", self.every, 0, 1 << 30)
+        choice("eval.panel", self.panel, ("fixed", "draw"))
         closed("eval.games", self.games, 0, 1 << 30)
         positive("eval.samples", self.samples)
         closed("eval.temperature", self.temperature, 0.0, 100.0)
+        if self.panel == "draw" and not self.games:
+            raise ValueError("eval.games must say how many games eval.panel=draw draws, got 0")
 
 
 @dataclass(frozen=True, slots=True)

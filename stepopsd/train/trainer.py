@@ -20,7 +20,7 @@ from stepopsd.train.config import RunConfig
 from stepopsd.train.config_io import differences, dump_config, load_config
 from stepopsd.train.credit import Assigned, Credit
 from stepopsd.train.episodes import Episodes, tasks_of
-from stepopsd.train.evaluation import episode_records, panel, success_by_kind
+from stepopsd.train.evaluation import episodes_of_panel, panel, panel_of_update, play_panel, success_by_kind
 from stepopsd.train.extras import Played
 from stepopsd.train.metrics import JsonLines
 from stepopsd.train.policy import load_policy
@@ -52,7 +52,7 @@ class Trainer:
         self.config = config
         self.run_dir = Path(config.run_dir)
         self.tasks = panel(tasks_of(config.env, config.env.train_split), config.env.train_games)
-        self.panels = {split: panel(self._games(split), config.eval.games) for split in config.env.eval_splits}
+        self.panels = {split: self._games(split) for split in config.env.eval_splits}
         disable_progress_bar()
         self.accelerator = Accelerator(cpu=_wants_cpu(config.device))
         torch.manual_seed(config.seed)
@@ -96,19 +96,6 @@ class Trainer:
             progress.close()
             self.episodes.close()
         return self.run_dir
-
-    def evaluate_only(self) -> dict[str, dict[str, tuple[int, int]]]:
-        """Play the panels once; panel -> task type -> (won, played). Replaces an earlier evaluation in ``run_dir``."""
-        if self.metrics.path.exists() or checkpoints(self.run_dir):
-            raise ValueError(f"run_dir {self.run_dir} holds a training run; give the evaluation a folder of its own")
-        self._open_run_dir()
-        self.evaluations.cut_after(-1)
-        progress = Progress(self.config, 0)
-        try:
-            return self._evaluate(0, progress)
-        finally:
-            progress.close()
-            self.episodes.close()
 
     def _games(self, split: str) -> list[Task]:
         return self.tasks if split == self.config.env.train_split else tasks_of(self.config.env, split)
@@ -206,21 +193,19 @@ class Trainer:
 
     # evidence
 
-    def _evaluate(self, update: int, progress: Progress) -> dict[str, dict[str, tuple[int, int]]]:
-        options, results = self.config.eval, {}
-        for name, tasks in self.panels.items():
-            seeds = [options.seed + i for i in range(len(tasks))]
-            played = self.episodes.play(tasks, seeds, options.samples, temperature=options.temperature)
-            records = episode_records(played, name, update)
+    def _evaluate(self, update: int, progress: Progress) -> None:
+        for name, tasks in self._panels_of(update).items():
+            records, _ = play_panel(self.episodes, tasks, self.config.eval, name, update)
             for record in records:
                 self.evaluations.append(record)
-            results[name] = success_by_kind(records)
-            progress.evaluation(update, name, results[name])
-        return results
+            progress.evaluation(update, name, success_by_kind(records))
+
+    def _panels_of(self, update: int) -> dict[str, list[Task]]:
+        return {name: panel_of_update(tasks, self.config.eval, update) for name, tasks in self.panels.items()}
 
     def _owes_evaluation(self, done: int) -> bool:
         """Whether the run was interrupted in the middle of the panels (or has not played the first ones)."""
-        episodes = self.config.eval.samples * sum(len(tasks) for tasks in self.panels.values())
+        episodes = sum(episodes_of_panel(tasks, self.config.eval) for tasks in self._panels_of(done).values())
         due = done == 0 or self._due(done, self.config.eval.every)
         return due and self.evaluations.count(done) < episodes
 
@@ -274,6 +259,11 @@ class Trainer:
 
     def _due(self, update: int, every: int) -> bool:
         return update == self.config.optim.updates or (every > 0 and update % every == 0)
+
+
+def device_of(device: str) -> torch.device:
+    """The device that the configuration's ``device`` means on this machine; ValueError where there is none."""
+    return torch.device("cpu" if _wants_cpu(device) else "cuda")
 
 
 def _wants_cpu(device: str) -> bool:

@@ -10,6 +10,7 @@ import pytest
 from stepopsd.experiments.statistics import (
     Interval,
     paired_difference,
+    panel_interval,
     student_quantile,
     success_by_kind,
     success_interval,
@@ -201,3 +202,39 @@ def test_verdict_of_equal_results_has_no_sign():
 
 def test_verdict_without_common_games_compares_nothing():
     assert "nothing can be compared" in speak(Interval(math.nan, -1.0, 1.0, 0), 1)
+
+
+def test_panel_interval_with_one_episode_per_game_is_wilson():
+    flags = [[True]] * 107 + [[False]] * 21
+    assert panel_interval(flags) == wilson_interval(107, 128)
+    assert panel_interval([[True]] * 5) == wilson_interval(5, 5)
+    assert panel_interval([]).n == 0
+
+
+def test_repeated_episodes_count_as_much_as_they_differ():
+    games = [[True] * 8] * 10 + [[False] * 8] * 10
+    alike = panel_interval(games)
+    assert (alike.low, alike.high) == (wilson_interval(10, 20).low, wilson_interval(10, 20).high)
+    assert alike.n == 160
+    mixed = panel_interval([[True, False] * 4] * 20)
+    assert (mixed.low, mixed.high) == (wilson_interval(80, 160).low, wilson_interval(80, 160).high)
+    sure = panel_interval([[True] * 8] * 20)
+    assert sure.low == wilson_interval(20, 20).low
+
+
+def test_panel_interval_covers_the_rate_of_the_games_population():
+    """Games with their own rates, four episodes each: about 95 of 100 intervals hold the population's rate."""
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(400):
+        rates = rng.beta(0.6, 0.4, size=60)  # mean 0.6, most games easy or hopeless
+        hits += panel_interval(rng.random((60, 4)) < rates[:, None]).contains(0.6)
+    assert 0.92 <= hits / 400 <= 0.98
+
+
+def test_differences_of_unbounded_figures_keep_their_student_limits():
+    a, b = np.zeros((3, 5)), np.array([[-9.0] * 5, [-1.0] * 5, [-5.0] * 5])
+    free = paired_difference(a, b, bounds=(-np.inf, np.inf))
+    assert free.estimate == -5
+    assert free.low < -9
+    assert free.high > -1

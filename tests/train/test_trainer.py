@@ -175,16 +175,6 @@ def test_resuming_under_another_configuration_is_refused(model, tmp_path):
         Trainer(changed).run()
 
 
-def test_evaluation_alone_counts_wins_and_never_lands_in_a_training_run(model, tmp_path):
-    run = config(tmp_path / "eval", model, eval={"games": 0, "samples": 3})
-    first, second = (Trainer(run).evaluate_only() for _ in range(2))
-    assert first == second
-    assert first["seen"]["all"][1] == 24 == len((tmp_path / "eval" / "evaluations.jsonl").read_text().splitlines())
-    train(config(tmp_path / "run", model, optim={"updates": 1}))
-    with pytest.raises(ValueError, match="holds a training run"):
-        Trainer(config(tmp_path / "run", model)).evaluate_only()
-
-
 def test_a_finished_run_is_not_overwritten_without_resume(model, tmp_path):
     run = config(tmp_path / "run", model, optim={"updates": 1})
     train(run)
