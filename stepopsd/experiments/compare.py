@@ -15,6 +15,7 @@ from stepopsd.experiments.statistics import Interval, paired_difference, verdict
 
 Key = tuple[str, str]  # panel, decoding
 BROKEN = ("time_limit", "env_error")
+FEW_GAMES = 10
 
 
 def compare_evaluations(
@@ -177,6 +178,8 @@ def _format(key: Key, rows: Sequence[Record], seeds: int, confidence: float) -> 
             f"  {row['figure']:14} {row['kind']:32} {row['games']:5} {row['a']:8.3f} {row['b']:8.3f}   "
             f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
         )
+    if any(row["games"] < FEW_GAMES for row in rows):
+        lines.append(f"  Intervals over fewer than {FEW_GAMES} games are too narrow: a bootstrap knows no others.")
     total = rows[0]
     interval = Interval(total["difference"], total["low"], total["high"], total["games"])
     said = verdict(interval, candidate="B", baseline="A", panel=key[0], seeds=seeds, confidence=confidence)
