@@ -81,6 +81,10 @@ class EnvError(RuntimeError):
     """The engine failed, timed out or died in this episode; the message names the task and the cause."""
 
 
+class EnvInfraError(EnvError):
+    """Something that the environment leans on failed, such as a search server; the policy had no part in it."""
+
+
 class EnvTimeLimit(EnvError):
     """A step or the episode's environment time ran past its wall-clock limit."""
 

@@ -35,12 +35,16 @@ class ParsedAction:
         is_valid: The response kept the format.
         reason: Why not, empty when valid.
         char_span: Half-open range of the action block in the response, tags included; None without a block.
+        is_answer: The action ends the episode with an answer of the policy's own.
+        stops: The response ends with its action: what was sampled after it is dropped, as with a stop string.
     """
 
     action: str
     is_valid: bool
     reason: str
     char_span: tuple[int, int] | None
+    is_answer: bool = False
+    stops: bool = False
 
 
 def parse_action(response: str, *, think: bool) -> ParsedAction:

@@ -40,14 +40,24 @@ class Prompting:
         return prompts.parse_action(response, think=self.think)
 
 
+class Parser(Protocol):
+    """The words around an environment, as far as the rollout loop needs them."""
+
+    def parse(self, response: str) -> prompts.ParsedAction:
+        """Read the action out of a response."""
+        ...
+
+
 class Conversation(Protocol):
     """One episode as the model sees it.
 
     Attributes:
         prompt_ids: The whole context of the next call.
+        left_out: Parts of observations that the context had no room for.
     """
 
     prompt_ids: list[int]
+    left_out: int
 
     def advance(self, response_ids: list[int], action: str, observation: Observation) -> None:
         """Take in what was sampled, what was played and what came of it."""
@@ -63,7 +73,9 @@ class ContextPolicy(Protocol):
 
     name: str
     chat: ChatFormat
-    prompting: Prompting
+
+    @property
+    def prompting(self) -> Parser: ...
 
     def open(self, goal: str, observation: Observation) -> Conversation:
         """Start an episode."""
@@ -87,6 +99,8 @@ class TurnContext:
 
 class TurnConversation:
     """See ``TurnContext``."""
+
+    left_out = 0
 
     def __init__(self, context: TurnContext, goal: str, observation: Observation) -> None:
         self._context, self._goal = context, goal
@@ -117,6 +131,8 @@ class DialogueContext:
 
 class DialogueConversation:
     """See ``DialogueContext``."""
+
+    left_out = 0
 
     def __init__(self, context: DialogueContext, goal: str, observation: Observation) -> None:
         self._context = context

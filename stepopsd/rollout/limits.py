@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stepopsd.envs.base import EnvError, EnvTimeLimit
+from stepopsd.envs.base import EnvError, EnvInfraError, EnvTimeLimit
 from stepopsd.rollout.engines.base import Engine
 
 
@@ -45,4 +45,6 @@ class Limits:
 
 def status_of(error: EnvError) -> str:
     """The trajectory status that an environment failure leads to."""
+    if isinstance(error, EnvInfraError):
+        return "infra_error"
     return "time_limit" if isinstance(error, EnvTimeLimit) else "env_error"

@@ -11,7 +11,7 @@ from stepopsd.rollout.contexts import ContextPolicy, Conversation
 from stepopsd.rollout.engines.base import Completion, Engine, Sampling, Session, call_seed
 from stepopsd.rollout.limits import Limits, status_of
 from stepopsd.rollout.records import Trajectory, Turn
-from stepopsd.rollout.spans import step_spans
+from stepopsd.rollout.spans import step_spans, token_span
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,19 +172,28 @@ class _Play:
 
     def _turn(self, episode: _Episode, completion: Completion) -> Turn:
         chat = self.context.chat
-        content = chat.content(completion.ids)
-        response = chat.text(completion.ids)
-        parsed = self.context.prompting.parse(response)
+        parsed = self.context.prompting.parse(chat.text(completion.ids))
+        ids = completion.ids
+        if parsed.stops and parsed.char_span is not None:
+            ids = self._up_to_action(ids, parsed.char_span)
+        left_out = episode.conversation.left_out
         return Turn(
             prompt_ids=episode.conversation.prompt_ids,
-            response_ids=completion.ids,
-            logprobs=completion.logprobs,
-            spans=step_spans(chat.tokenizer, content, parsed.char_span),
+            response_ids=ids,
+            logprobs=completion.logprobs[: len(ids)],
+            spans=step_spans(chat.tokenizer, chat.content(ids), parsed.char_span, is_answer=parsed.is_answer),
             observation=episode.observation.text,
-            response=response,
+            response=chat.text(ids),
             action=parsed.action,
             is_valid=parsed.is_valid and self._is_offered(parsed.action, episode.observation),
+            info={"left_out": left_out} if left_out else {},
         )
+
+    def _up_to_action(self, ids: list[int], action_chars: tuple[int, int]) -> list[int]:
+        """The sampled ids up to the action's last token, with the stop id where it is the very next one."""
+        content = self.context.chat.content(ids)
+        end = token_span(self.context.chat.tokenizer, content, action_chars)[1]
+        return ids if end == len(content) else ids[:end]
 
     def _is_offered(self, action: str, observation: Observation) -> bool:
         return not self.admissible_only or not observation.admissible or action in observation.admissible

@@ -9,7 +9,7 @@ import torch
 
 from stepopsd.envs.base import Task
 
-STATUSES = ("success", "failure", "step_limit", "context_limit", "time_limit", "env_error")
+STATUSES = ("success", "failure", "step_limit", "context_limit", "time_limit", "env_error", "infra_error")
 
 
 @dataclass(slots=True)
@@ -21,12 +21,14 @@ class Turn:
         response_ids: Sampled ids, including the end-of-turn id when it was sampled.
         logprobs: Log-prob of each response id under the sampling policy at its temperature, same length.
         spans: Span name -> half-open token range in ``response_ids``; a span that does not exist is absent.
-            Names: ``action_only`` (the action block with its tags), ``clean_step_no_observation`` (the whole turn).
+            Names: ``action_only`` (the action block with its tags), ``clean_step_no_observation`` (the whole turn),
+            ``answer_only`` (the action block where it is an answer).
         observation: Text the model saw before this call.
         response: Decoded response, for people to read.
         action: What was sent to the environment.
         is_valid: The response followed the format.
-        info: Facts about the step from the environment (``StepResult.info``).
+        info: Facts about the step from the environment (``StepResult.info``); ``left_out`` counts parts of
+            observations that the prompt had no room for.
     """
 
     prompt_ids: list[int]

@@ -7,7 +7,7 @@ from typing import Literal
 
 from stepopsd.train.checks import choice, closed, positive
 
-Span = Literal["action_only", "clean_step_no_observation"]
+Span = Literal["action_only", "clean_step_no_observation", "answer_only"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class CreditConfig:
     def __post_init__(self) -> None:
         _check_names(self.names, self)
         choice("credit.statistics", self.statistics, ("row", "trajectory"))
-        choice("credit.span", self.span, ("action_only", "clean_step_no_observation"))
+        choice("credit.span", self.span, ("action_only", "clean_step_no_observation", "answer_only"))
         choice("credit.weight_fn", self.weight_fn, ("sigmoid", "exp"))
         choice("credit.step_norm", self.step_norm, ("equal_step_mean_abs", "equal_step_ratio", "none"))
         choice("credit.control", self.control, ("none", "shuffled_advantages", "shuffled_teacher"))
