@@ -61,7 +61,8 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
             raise ValueError(f"{path} must be a list, got {value!r}")
         return tuple(_convert(get_args(kind)[0], item, f"{path}[{i}]") for i, item in enumerate(value))
     if origin in (types.UnionType, typing.Union):
-        return value
+        (inner,) = (arg for arg in get_args(kind) if arg is not type(None))
+        return None if value is None else _convert(inner, value, path)
     if kind is float and isinstance(value, str):
         return _number(value, path)  # YAML 1.1 reads 1e-6 as a string
     if kind is float and isinstance(value, int) and not isinstance(value, bool):

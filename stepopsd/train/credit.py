@@ -49,6 +49,13 @@ class Base:
     advantages: Tensor
     opinion: Opinion | None = None
 
+    def select(self, rows: Tensor) -> Base:
+        """The same of the chosen rows."""
+        opinion = self.opinion
+        if opinion is not None:
+            opinion = replace(opinion, inputs=opinion.inputs.select(rows), result=opinion.result.select(rows))
+        return Base(self.advantages[rows], opinion)
+
 
 class Assigned:
     """The advantages of a batch, and what changes with the policy while it is being updated.
@@ -160,11 +167,6 @@ class Credit:
         found = [p.teacher.scorer for p in self.parts if p.teacher is not None and p.teacher.is_stale]
         return found[0] if found else None
 
-    @property
-    def has_auxiliary(self) -> bool:
-        """Whether rows without advantage may be trained all the same."""
-        return any(p.method.role == "auxiliary" for p in self.parts)
-
     def refresh(self, update: int) -> None:
         """Let a stale teacher catch up after an update."""
         for part in self.parts:
@@ -198,8 +200,8 @@ class Credit:
         advantages = base.advantages
         opinions = [] if base.opinion is None else [base.opinion]
         for part in self.parts:
-            if part.method.role == "base":
-                continue
+            if part.method.role == "base" or not len(advantages):
+                continue  # without rows there is nobody to ask
             scores = self._ask(part, advantages, played, update)
             inputs = self._inputs(part, advantages, scores, played, update)
             opinions.append(Opinion(part, inputs, scores, part.method.assign(inputs)))

@@ -45,6 +45,8 @@ class CreditConfig:
         name: Credit-assignment method, or several joined by ``+``, whose factors multiply.
         statistics: Unit of the group mean and std: ``row`` (verl-agent's default) or ``trajectory``.
         divide_by_std: GRPO's division by the group's standard deviation.
+        dynamic_sampling: ``drop`` leaves groups in which nobody has an advantage out of the batch before any forward
+            pass; they count in no average then (DAPO, arXiv 2503.14476, without refilling the batch).
         span: Tokens that make up a step.
         weight_fn, alpha_clip, step_norm: See ``stepopsd.shape_advantages`` (these and the next six: stepopsd only).
         lambda_mix: Initial mixing coefficient λ0.
@@ -59,6 +61,7 @@ class CreditConfig:
     name: str = "grpo"
     statistics: Literal["row", "trajectory"] = "trajectory"
     divide_by_std: bool = True
+    dynamic_sampling: Literal["off", "drop"] = "off"
     span: Span = "action_only"
     weight_fn: Literal["sigmoid", "exp"] = "sigmoid"
     alpha_clip: float = 0.2
@@ -74,6 +77,7 @@ class CreditConfig:
     def __post_init__(self) -> None:
         _check_names(self.names, self)
         choice("credit.statistics", self.statistics, ("row", "trajectory"))
+        choice("credit.dynamic_sampling", self.dynamic_sampling, ("off", "drop"))
         choice("credit.span", self.span, ("action_only", "clean_step_no_observation", "answer_only"))
         choice("credit.weight_fn", self.weight_fn, ("sigmoid", "exp"))
         choice("credit.step_norm", self.step_norm, ("equal_step_mean_abs", "equal_step_ratio", "none"))

@@ -38,6 +38,11 @@ class Readout:
         scored = linear_token_logprobs(self.states, self.head.weight, ids, bias=bias, temperature=temperature)
         return scored.logprobs
 
+    def spread(self, mask: Tensor) -> Readout:
+        """States (B, T, ...) of the M tokens in ``mask`` (B, T), 0 elsewhere."""
+        states = self.states.new_zeros((*mask.shape, self.states.shape[-1]))
+        return Readout(states.index_put((mask,), self.states), self.head)
+
     @property
     def parameters(self) -> tuple[Tensor | None, Tensor | None]:
         """Weight and bias of the head; None, None where the states are logits."""
@@ -46,7 +51,7 @@ class Readout:
     def loss(
         self, ids: Tensor, advantages: Tensor, old_logprobs: Tensor, *, keep: bool = False, **options: Any
     ) -> PolicyLoss:
-        """Policy loss of (M,) tokens; options are those that ``grpo_loss`` and ``linear_grpo_loss`` share.
+        """Policy loss of the tokens; options are those that ``grpo_loss`` and ``linear_grpo_loss`` share.
 
         With ``keep`` the states stay readable for another loss on the same tokens.
         """

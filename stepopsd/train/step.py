@@ -41,7 +41,7 @@ class PolicyStep:
             credit: Where the advantages came from, for methods with a loss term or that follow the policy.
         """
         self.policy.model.train()
-        sums: dict[str, float] = defaultdict(float)
+        sums: dict[str, float] = defaultdict(float, loss=0.0, grad_norm=0.0)
         self._credit, self._means = credit, defaultdict(_Mean)
         self._set_lr(update)
         steps = 0
@@ -74,7 +74,7 @@ class PolicyStep:
 
     def _minibatches(self, batch: Batch) -> Iterator[Tensor]:
         groups = torch.unique(batch.group_ids)
-        size = self.config.optim.minibatch_groups or groups.numel()
+        size = self.config.optim.minibatch_groups or max(1, groups.numel())
         for start in range(0, groups.numel(), size):
             yield torch.isin(batch.group_ids, groups[start : start + size]).nonzero().squeeze(1)
 
@@ -83,7 +83,7 @@ class PolicyStep:
     ) -> float:
         loss = self.config.loss
         weights = aggregation_weights(
-            batch.response_mask, loss.aggregation, budget=self.config.rollout.max_response_tokens
+            batch.response_mask, loss.reduction, budget=self.config.rollout.max_response_tokens
         )
         every_row = loss.kl_coef > 0 or loss.entropy_coef > 0
         matters = batch.response_mask.any(1) & (every_row | (batch.advantages != 0).any(1))
@@ -105,11 +105,16 @@ class PolicyStep:
         options, mask = self.config.loss, part.response_mask
         credit = self._credit if self._credit is not None and self._credit.auxiliaries else None
         states = self.policy.read_targets(part.input_ids, part.attention_mask, mask)
-        result = states.loss(
-            part.input_ids[mask], part.advantages[mask], part.old_logprobs[mask], token_weights=weights[mask],
-            ref_logprobs=None if ref is None else ref[mask], kl_coef=0.0 if ref is None else options.kl_coef,
+        # A ratio of whole rows needs them whole; everything else takes the tokens that count.
+        whole = options.name == "gspo"
+        at = torch.ones_like(mask) if whole else mask
+        shape = mask.shape if whole else (-1,)
+        result = (states.spread(mask) if whole else states).loss(
+            part.input_ids[at].view(shape), part.advantages[at].view(shape), part.old_logprobs[at].view(shape),
+            mask=mask if whole else None, token_weights=weights[at].view(shape), loss=options.name,
+            ref_logprobs=None if ref is None else ref[at].view(shape), kl_coef=0.0 if ref is None else options.kl_coef,
             entropy_coef=options.entropy_coef, clip_low=options.clip_low, clip_high=options.clip_high,
-            dual_clip=options.dual_clip, temperature=self.config.rollout.temperature, keep=credit is not None,
+            dual_clip=options.bound, temperature=self.config.rollout.temperature, keep=credit is not None,
         )  # fmt: skip
         seen = result.metrics.as_dict()
         tokens = seen["tokens"] + seen["nonfinite"]
@@ -125,8 +130,9 @@ class PolicyStep:
             sums["old_gap_max"] = max(sums["old_gap_max"], seen["old_gap_max"])
         if credit is None:
             return result.loss
+        logprobs = result.logprobs[mask] if whole else result.logprobs
         extra = credit.auxiliary(
-            origin, mask, part.input_ids[mask], states, result.logprobs, weights[mask],
+            origin, mask, part.input_ids[mask], states, logprobs, weights[mask],
             self.config.rollout.temperature, lambda name, value, count: self._means[name].add(value, count),
         )  # fmt: skip
         return result.loss if extra is None else result.loss + extra

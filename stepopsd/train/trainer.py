@@ -112,11 +112,14 @@ class Trainer:
             reward_scale=self.config.loss.reward_scale, invalid_action_penalty=self.config.loss.invalid_action_penalty,
         ).to(self.policy.device)
         plain = self._scalar_advantages(batch, update)
-        played_rows = Played(self.config, self.policy, batch, rows, trajectories)
-        base = self.credit.base(plain, played_rows, update)
+        base = self.credit.base(plain, Played(self.config, self.policy, batch, rows, trajectories), update)
+        seen = _rollout_metrics(trajectories, batch, plain)
+        if self.config.credit.dynamic_sampling == "drop":
+            keep = _rows_of_live_groups(base.advantages, batch.group_ids)
+            batch, base, plain, rows = batch.select(keep), base.select(keep), plain[keep], [rows[i] for i in keep]
         gap = self._refresh_old_logprobs(batch, base.advantages)
         scored = time.perf_counter()
-        result = self.credit.assign(base, played_rows, update)
+        result = self.credit.assign(base, Played(self.config, self.policy, batch, rows, trajectories), update)
         batch = replace(batch, advantages=result.advantages)
         shaped = time.perf_counter()
         losses = self.step.run(batch, self._reference_logprobs(batch), update, result)
@@ -133,7 +136,9 @@ class Trainer:
             "train_seconds": ended - shaped + scored - played,
             "sampler_gap_max": old_gap if gap is None else gap,
             "env_failures": failed,
-            **_rollout_metrics(trajectories, batch, plain),
+            **seen,
+            "kept_groups": torch.unique(batch.group_ids).numel() / self.config.rollout.groups,
+            "shaped/std": _spread(batch.advantages[batch.response_mask]),
             **losses,
             **result.metrics,
             "tokens/student": int(batch.attention_mask.sum()),
@@ -179,8 +184,8 @@ class Trainer:
         return float(gap.max()) if gap.numel() else 0.0
 
     def _matters(self, base: Tensor) -> Tensor:
-        """(N,) bool, rows of which something is trained."""
-        every_row = self.config.loss.kl_coef > 0 or self.config.loss.entropy_coef > 0 or self.credit.has_auxiliary
+        """(N,) bool, rows whose old log-probs enter the loss."""
+        every_row = self.config.loss.kl_coef > 0 or self.config.loss.entropy_coef > 0
         return (base != 0).any(1) | every_row
 
     def _reference_logprobs(self, batch: Batch) -> Tensor | None:
@@ -213,7 +218,8 @@ class Trainer:
         self, update: int, trajectories: list[Trajectory], rows: list[Row], plain: Tensor, batch: Batch,
         result: Assigned,
     ) -> None:
-        for index in choose_transcripts(trajectories, self.config.transcripts):
+        trained = {row.trajectory for row in rows}
+        for index in choose_transcripts(trajectories, self.config.transcripts, trained):
             record = transcript(index, trajectories, rows, plain, batch, result.tokens, self.policy)
             self.transcripts.append({"update": update, **record})
 
@@ -274,6 +280,16 @@ def _wants_cpu(device: str) -> bool:
     return device == "cpu" or not torch.cuda.is_available()
 
 
+def _rows_of_live_groups(advantages: Tensor, group_ids: Tensor) -> Tensor:
+    """Rows of the groups in which some token has an advantage, in order."""
+    live = torch.unique(group_ids[(advantages != 0).any(1)])
+    return torch.isin(group_ids, live).nonzero().squeeze(1)
+
+
+def _spread(values: Tensor) -> float:
+    return float(values.std(unbiased=False)) if values.numel() else 0.0
+
+
 def _rollout_metrics(trajectories: list[Trajectory], batch: Batch, plain: Tensor) -> dict[str, Any]:
     turns = sum(len(t.turns) for t in trajectories)
     groups = torch.unique(batch.group_ids)
@@ -287,6 +303,5 @@ def _rollout_metrics(trajectories: list[Trajectory], batch: Batch, plain: Tensor
         "context_limit_share": sum(t.status == "context_limit" for t in trajectories) / len(trajectories),
         "mixed_groups": len(mixed) / groups.numel(),
         "advantage/std": plain.std(unbiased=False),
-        "shaped/std": batch.advantages[responses].std(unbiased=False),
         "tokens/generated": int(responses.sum()),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -11,8 +11,11 @@ from stepopsd.rollout.records import Batch, Row, Trajectory
 from stepopsd.train.policy import Policy
 
 
-def choose_transcripts(trajectories: Sequence[Trajectory], count: int) -> list[int]:
-    """Indices worth reading: a failed and a successful member of each mixed group first, then any others."""
+def choose_transcripts(trajectories: Sequence[Trajectory], count: int, trained: Collection[int]) -> list[int]:
+    """Indices worth reading: a failed and a successful member of each mixed group first, then any others.
+
+    Only trajectories in ``trained``, those that have rows, are chosen.
+    """
     chosen: list[int] = []
     for group in sorted({t.group_id for t in trajectories}):
         members = [i for i, t in enumerate(trajectories) if t.group_id == group]
@@ -21,7 +24,7 @@ def choose_transcripts(trajectories: Sequence[Trajectory], count: int) -> list[i
         if won and lost:
             chosen += [lost[0], won[0]]
     chosen += [i for i in range(len(trajectories)) if i not in chosen]
-    return chosen[:count]
+    return [i for i in chosen if i in trained][:count]
 
 
 def transcript(
