@@ -66,7 +66,8 @@ class StepOpsd(CreditMethod):
             weight_fn=self.weight_fn,
             step_norm=self.step_norm,
         )
-        metrics = {"lambda": mixing, **gap_metrics(shaped, scored, plain)}
+        metrics = {"lambda": mixing, "alpha_clip": self.alpha_clip, **gap_metrics(shaped, scored, plain)}
+        metrics |= step_gap_metrics(shaped.delta, torch.where(scored, inputs.step_ids, -1), inputs.trajectory_ids)
         tokens = {"delta": shaped.delta, "weights": shaped.weights}
         return CreditResult(shaped.advantages, metrics, tokens, (1 + mixing * (shaped.weights - 1)) * shaped.step_scale)
 
@@ -92,8 +93,10 @@ def gap_metrics(shaped: ShapedAdvantages, scored: Tensor, plain: Tensor) -> dict
         plain: (N, T) advantages before shaping.
 
     Returns:
-        Flat metrics: ``delta/*`` (count, mean, std, extremes, percentiles, shares by sign), ``weight/*``,
-        ``step_scale/*`` and ``advantage/cosine`` between shaped and plain advantages.
+        Flat metrics: ``delta/*`` (count, mean, std, root mean square, extremes, percentiles, shares by sign and of
+        changed tokens), ``weight/*``, ``step_scale/*``, and what became of the advantages: ``advantage/cosine`` between
+        shaped and plain ones, mean and largest relative change at scored tokens, and the share of all |A| that lies on
+        scored tokens before and after. Relative changes leave tokens with A = 0 out.
     """
     delta, weights, scale = shaped.delta[scored], shaped.weights[scored], shaped.step_scale[scored]
     if delta.numel() == 0:
@@ -101,17 +104,22 @@ def gap_metrics(shaped: ShapedAdvantages, scored: Tensor, plain: Tensor) -> dict
     stats = shaped.stats
     percentiles = torch.quantile(delta[: 1 << 24], delta.new_tensor([0.05, 0.25, 0.5, 0.75, 0.95]))
     names = ("p05", "p25", "median", "p75", "p95")
+    unchanged = (delta.abs() <= UNCHANGED).float().mean()
+    live = scored & (plain != 0)
+    change = (shaped.advantages[live] / plain[live] - 1).abs() if bool(live.any()) else delta.new_zeros(1)
     return {
         "delta/count": delta.numel(),
         "delta/mean": delta.mean(),
         "delta/std": delta.std(unbiased=False),
+        "delta/rms": delta.square().mean().sqrt(),
         "delta/min": delta.min(),
         "delta/max": delta.max(),
         "delta/abs_mean": delta.abs().mean(),
         **{f"delta/{name}": value for name, value in zip(names, percentiles, strict=True)},
         "delta/positive": (delta > UNCHANGED).float().mean(),
         "delta/negative": (delta < -UNCHANGED).float().mean(),
-        "delta/unchanged": (delta.abs() <= UNCHANGED).float().mean(),
+        "delta/unchanged": unchanged,
+        "delta/changed": 1 - unchanged,
         "weight/mean": weights.mean(),
         "weight/std": weights.std(unbiased=False),
         "weight/abs_change": (weights - 1).abs().mean(),
@@ -123,7 +131,42 @@ def gap_metrics(shaped: ShapedAdvantages, scored: Tensor, plain: Tensor) -> dict
         "advantage/cosine": torch.nn.functional.cosine_similarity(
             shaped.advantages.flatten(), plain.flatten(), dim=0
         ),
+        "advantage/relative_change": change.mean(),
+        "advantage/relative_change_max": change.max(),
+        "advantage/scored_share": _share(shaped.advantages, scored),
+        "advantage/scored_share_plain": _share(plain, scored),
     }
+
+
+def step_gap_metrics(delta: Tensor, step_ids: Tensor, trajectory_ids: Tensor) -> dict[str, Any]:
+    """Δ step by step: how many steps were scored, and the means over steps of a step's mean, largest |Δ| and sum.
+
+    Args:
+        delta: (N, T).
+        step_ids: (N, T) int, -1 at tokens that were not scored.
+        trajectory_ids: (N,) int64.
+    """
+    inside = step_ids >= 0
+    if not bool(inside.any()):
+        return {"delta/steps": 0}
+    owners = trajectory_ids[:, None].expand_as(step_ids)[inside]
+    steps = owners * (int(step_ids.max()) + 1) + step_ids[inside].long()
+    _, index, counts = torch.unique(steps, return_inverse=True, return_counts=True)
+    gaps = delta[inside].double()
+    sums = gaps.new_zeros(counts.numel()).index_add_(0, index, gaps)
+    largest = gaps.new_zeros(counts.numel()).scatter_reduce_(0, index, gaps.abs(), "amax")
+    return {
+        "delta/steps": counts.numel(),
+        "delta/step_mean": (sums / counts).mean(),
+        "delta/step_mean_std": (sums / counts).std(unbiased=False),
+        "delta/step_abs_max": largest.mean(),
+        "delta/step_sum": sums.mean(),
+    }
+
+
+def _share(advantages: Tensor, scored: Tensor) -> Tensor:
+    sizes = advantages.abs().double()
+    return sizes[scored].sum() / sizes.sum().clamp_min(torch.finfo(torch.float64).tiny)
 
 
 @register("stepopsd")

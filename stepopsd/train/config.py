@@ -125,7 +125,9 @@ class LossConfig:
         aggregation: ``token_mean`` over the mini-batch, ``sequence_mean`` (mean of row means),
             ``sequence_sum`` (row sums over the row count), ``dr_grpo`` (row sums over rows times the response budget);
             null takes ``sequence_mean`` for ``gspo``, ``dr_grpo`` for ``dr_grpo`` and ``token_mean`` for the others.
-        kl_coef: Weight of the k3 KL term to the fixed reference (the starting policy); 0 keeps no reference.
+        kl_coef: Weight of the k3 KL term to the reference; 0 keeps no reference.
+        kl_reference: ``start``, the starting policy for good, or ``teacher``, the stale teacher's snapshot, so that the
+            anchor moves at every refresh (as where one worker serves both).
         entropy_coef: Weight of the entropy bonus.
         invalid_action_penalty: Subtracted from the reward of a row per invalid turn in it.
         reward_scale: Factor on the environment's 0/1 success (10 in verl-agent).
@@ -137,6 +139,7 @@ class LossConfig:
     dual_clip: float | None = None
     aggregation: Literal["token_mean", "sequence_mean", "sequence_sum", "dr_grpo"] | None = None
     kl_coef: float = 0.01
+    kl_reference: Literal["start", "teacher"] = "start"
     entropy_coef: float = 0.0
     invalid_action_penalty: float = 0.1
     reward_scale: float = 10.0
@@ -151,6 +154,7 @@ class LossConfig:
             if value is not None:
                 closed(f"loss.{key}", value, 0.0, most)
         closed("loss.kl_coef", self.kl_coef, 0.0, 1e6)
+        choice("loss.kl_reference", self.kl_reference, ("start", "teacher"))
         closed("loss.invalid_action_penalty", self.invalid_action_penalty, 0.0, 1e6)
         positive("loss.reward_scale", self.reward_scale)
         if self.dual_clip and self.dual_clip <= 1:
@@ -276,3 +280,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         closed("checkpoint_every", self.checkpoint_every, 0, 1 << 30)
         closed("keep_checkpoints", self.keep_checkpoints, 0, 1 << 30)
+        if self.loss.kl_reference == "teacher" and not self.credit.has_stale_teacher:
+            raise ValueError(
+                f"loss.kl_reference=teacher needs a stale teacher, credit.name={self.credit.name} has none; use start"
+            )

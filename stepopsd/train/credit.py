@@ -14,6 +14,7 @@ from stepopsd.credit.base import broadcast_advantages
 from stepopsd.train.config import RunConfig
 from stepopsd.train.config_io import to_tree
 from stepopsd.train.extras import Played, gather
+from stepopsd.train.hindsight_metrics import hindsight_metrics
 from stepopsd.train.policy import Policy, Readout
 from stepopsd.train.teacher import Teacher, TeacherScores
 
@@ -81,14 +82,20 @@ class Assigned:
             assert opinion.scores is not None
             self.has_auxiliary |= opinion.scores.logprobs.isfinite().any(1)
 
-    def teacher_metrics(self) -> dict[str, int]:
-        """What the teachers cost, all methods together."""
+    def teacher_metrics(self) -> dict[str, Any]:
+        """What the teachers cost, all methods together, and what each was told."""
         asked = [o.scores for o in self.opinions if o.scores is not None]
-        return {
+        out: dict[str, Any] = {
             "tokens/teacher": sum(s.tokens for s in asked),
             "teacher/with_peer": sum(s.with_peer for s in asked),
             "teacher/cut_blocks": sum(s.cut_blocks for s in asked),
         }
+        for opinion in self.opinions:
+            if opinion.scores is not None and "delta" in opinion.result.tokens:
+                told = hindsight_metrics(opinion.scores, opinion.result.tokens["delta"], self.base)
+                prefix = f"{opinion.part.name}/" if len(self.opinions) > 1 else ""
+                out |= {prefix + key: value for key, value in told.items()}
+        return out
 
     @property
     def auxiliaries(self) -> list[Opinion]:

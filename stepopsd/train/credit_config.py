@@ -19,7 +19,8 @@ class HindsightConfig:
         peer: Give failed members of a mixed group the first successful member (by member index).
         placement: ``suffix`` right before the scored span, ``prefix`` in the user prompt.
         render: Peer as numbered ``actions`` or as ``full`` turns.
-        max_tokens: Cut the block to this many tokens; 0 means no cut. Cuts are counted in the metrics.
+        max_tokens: Longest block in tokens, at the cost of the end of the peer's text; 0 means no cut but to what the
+            model can hold. Cuts are counted in the metrics.
         rows_without_peer: ``score`` them (label and drift of the stale teacher) or ``skip`` (Δ = 0).
     """
 
@@ -97,6 +98,12 @@ class CreditConfig:
     def teacher_options(self, name: str) -> CreditConfig | None:
         """The section with the teacher of a method, or None where it has none."""
         return self if name == "stepopsd" else None
+
+    @property
+    def has_stale_teacher(self) -> bool:
+        """Whether some method keeps a snapshot of the policy."""
+        options = [self.teacher_options(name) for name in self.names]
+        return any(o is not None and o.teacher == "stale" for o in options)
 
 
 #: Every method, and what it is: see ``CreditMethod.role``.

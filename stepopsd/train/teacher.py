@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from stepopsd.rollout.chat import ChatFormat
+from stepopsd.rollout.engines.transformers import max_context
 from stepopsd.rollout.records import Row, Trajectory
 from stepopsd.train.credit_config import HindsightConfig
-from stepopsd.train.hindsight import choose_peers, render_hindsight, render_peer
+from stepopsd.train.hindsight import Block, BlockWriter, Tells, choose_peers
 from stepopsd.train.policy import Policy, Readout, microbatches
 from stepopsd.train.teacher_contexts import TeacherContext, collate_contexts, prefix_context, suffix_context
 
@@ -39,7 +40,10 @@ class TeacherScores:
         logprobs: (N, T) float32, NaN where the teacher was not asked.
         tokens: Tokens forwarded, without padding.
         with_peer: Rows scored with a peer's trajectory in view.
-        cut_blocks: Hindsight blocks that were cut to ``hindsight.max_tokens``.
+        cut_blocks, cut_tokens: Hindsight blocks that were cut, to ``hindsight.max_tokens`` or to what the model can
+            hold, and the tokens that they lost.
+        failed, failed_with_peer: Rows of lost episodes, asked or not, and those of them whose group has a peer.
+        tells: Scored row -> what its block told.
         contexts: Row -> its context, kept where the hidden states will be read again.
     """
 
@@ -47,6 +51,10 @@ class TeacherScores:
     tokens: int
     with_peer: int
     cut_blocks: int
+    cut_tokens: int = 0
+    failed: int = 0
+    failed_with_peer: int = 0
+    tells: Mapping[int, Tells] = field(default_factory=dict)
     contexts: Mapping[int, TeacherContext] = field(default_factory=dict)
 
 
@@ -65,6 +73,8 @@ class Teacher:
         self.is_stale = config.teacher == "stale"
         self.scorer = policy.frozen_copy() if self.is_stale else policy
         self._prefix_at = ChatFormat(policy.tokenizer).content_start()
+        self._blocks = BlockWriter(policy.tokenizer, config.hindsight)
+        self._positions = max_context(policy.model.config)
 
     def refresh(self, policy: Policy, update: int) -> bool:
         """Hard copy after every ``teacher_refresh_every``-th update, 0 never; returns whether it happened."""
@@ -90,7 +100,9 @@ class Teacher:
         """
         peers = choose_peers(trajectories) if self.config.hindsight.peer else {}
         out = torch.full((len(rows), width), float("nan"))
-        chosen, contexts, cuts, with_peer = [], [], 0, 0
+        chosen: list[int] = []
+        contexts: list[TeacherContext] = []
+        blocks: list[Block] = []
         for i in wanted.nonzero().squeeze(1).tolist():
             row = rows[i]
             has_peer = row.trajectory in peers
@@ -99,13 +111,25 @@ class Teacher:
             if skipped or not any(s >= 0 for s in steps):
                 continue
             peer = trajectories[peers[row.trajectory]] if has_peer else None
-            block, cut = self._block(trajectories[row.trajectory], peer)
+            # The last scored token is the farthest from the start, whatever the placement.
+            room = self._positions - max(t for t, step in enumerate(steps) if step >= 0)
+            block = self._blocks.write(trajectories[row.trajectory], peer, room=room)
             chosen.append(i)
-            contexts.append(self._context(row, steps, block))
-            cuts, with_peer = cuts + cut, with_peer + has_peer
+            blocks.append(block)
+            contexts.append(self._context(row, steps, block.ids))
         self._forward(contexts, chosen, out)
-        kept = dict(zip(chosen, contexts, strict=True)) if keep else {}
-        return TeacherScores(out, sum(len(c.ids) for c in contexts), with_peer, cuts, kept)
+        failed = [row.trajectory for row in rows if not trajectories[row.trajectory].success]
+        return TeacherScores(
+            out,
+            tokens=sum(len(c.ids) for c in contexts),
+            with_peer=sum(block.tells == "peer" for block in blocks),
+            cut_blocks=sum(block.cut_tokens > 0 for block in blocks),
+            cut_tokens=sum(block.cut_tokens for block in blocks),
+            failed=len(failed),
+            failed_with_peer=sum(trajectory in peers for trajectory in failed),
+            tells={i: block.tells for i, block in zip(chosen, blocks, strict=True)},
+            contexts=dict(zip(chosen, contexts, strict=True)) if keep else {},
+        )
 
     @torch.no_grad()
     def read(self, scores: TeacherScores, rows: Tensor) -> Readout:
@@ -125,15 +149,6 @@ class Teacher:
         states = self._states(contexts)
         model.train(was_training)
         return states
-
-    def _block(self, own: Trajectory, peer: Trajectory | None) -> tuple[list[int], bool]:
-        options = self.config.hindsight
-        text = render_hindsight(
-            own.success if options.label else None, None if peer is None else render_peer(peer, options.render)
-        )
-        ids = self.scorer.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-        cut = 0 < options.max_tokens < len(ids)
-        return (ids[: options.max_tokens] if cut else ids), cut
 
     def _context(self, row: Row, steps: Sequence[int], block: list[int]) -> TeacherContext:
         if self.config.hindsight.placement == "prefix":

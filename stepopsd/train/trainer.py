@@ -60,7 +60,7 @@ class Trainer:
         self.policy.model.eval()
         self.episodes = Episodes(config, self.policy)
         self.credit = Credit(config, self.policy)
-        self.reference = self.policy.frozen_copy() if config.loss.kl_coef > 0 else None
+        self.reference = self.policy.frozen_copy() if self._anchored_at("start") else None
         self.optimizer = torch.optim.AdamW(
             self.policy.model.parameters(),
             lr=config.optim.lr, betas=config.optim.betas, weight_decay=config.optim.weight_decay,
@@ -188,10 +188,14 @@ class Trainer:
         every_row = self.config.loss.kl_coef > 0 or self.config.loss.entropy_coef > 0
         return (base != 0).any(1) | every_row
 
+    def _anchored_at(self, where: str) -> bool:
+        return self.config.loss.kl_coef > 0 and self.config.loss.kl_reference == where
+
     def _reference_logprobs(self, batch: Batch) -> Tensor | None:
-        if self.reference is None:
+        reference = self.credit.snapshot if self._anchored_at("teacher") else self.reference
+        if reference is None:
             return None
-        return self.reference.score(
+        return reference.score(
             batch.input_ids, batch.attention_mask, batch.response_mask,
             temperature=self.config.rollout.temperature, max_tokens=self.config.optim.microbatch_tokens,
         )

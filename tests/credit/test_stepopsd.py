@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from stepopsd.credit import CreditInputs, create
+from stepopsd.credit.grpo import group_normalize
 from stepopsd.credit.stepopsd import StepOpsd
 
 
@@ -90,3 +91,76 @@ def test_shuffled_teacher_keeps_the_gaps_but_not_their_places():
 def test_unknown_method_lists_the_known_ones():
     with pytest.raises(ValueError, match="grpo, stepopsd, got 'magic'"):
         create("magic", {})
+
+
+def penalty_rows(update):
+    """A group in which all eight members won with 20 one-turn rows each; four of the 160 turns were invalid."""
+    trajectories = torch.arange(8).repeat_interleave(20)
+    invalid = torch.zeros(160, dtype=torch.bool)
+    invalid[[3, 27, 50, 71]] = True  # in the first four trajectories
+    rewards = 10.0 - 0.1 * invalid
+    advantages = group_normalize(rewards, torch.zeros(160, dtype=torch.int64), trajectories, statistics="row")
+    shape = (160, 3)
+    logprobs = torch.full(shape, -1.0)
+    x = CreditInputs(
+        advantages=advantages, response_mask=torch.ones(shape, dtype=torch.bool),
+        step_ids=(torch.arange(160) % 20)[:, None].expand(shape).to(torch.int32), trajectory_ids=trajectories,
+        old_logprobs=logprobs, teacher_logprobs=logprobs.clone(), update=update,
+    )  # fmt: skip
+    return x, invalid, trajectories < 4
+
+
+def test_literal_budget_halves_penalties_and_doubles_their_neighbours():
+    """What the budget does to penalty rows is far larger than the teacher's few percent, which is 0 here."""
+    x, invalid, penalised = penalty_rows(update=1)
+    valid_rows = penalised & ~invalid
+    assert float(x.advantages[valid_rows].mean()) == pytest.approx(0.16, abs=0.005)
+    assert float(x.advantages[invalid].mean()) == pytest.approx(-6.2, abs=0.05)
+    factors = {
+        norm: StepOpsd(step_norm=norm).assign(x).advantages[:, 0] / x.advantages
+        for norm in ("equal_step_mean_abs", "equal_step_ratio", "none")
+    }
+    literal = factors["equal_step_mean_abs"]
+    torch.testing.assert_close(literal[valid_rows], torch.full((76,), 2.0))
+    torch.testing.assert_close(literal[invalid], torch.full((4,), 0.5))
+    torch.testing.assert_close(literal[~penalised], torch.ones(80), atol=1e-4, rtol=0)
+    for norm in ("equal_step_ratio", "none"):
+        torch.testing.assert_close(factors[norm], torch.ones(160), atol=1e-4, rtol=0)
+
+
+def test_budget_ends_with_the_mixing():
+    x, _, _ = penalty_rows(update=50)
+    result = StepOpsd(lambda_decay_updates=50, diagnose_every=50).assign(x)
+    assert torch.equal(result.advantages, plain(x))
+    assert float(result.metrics["step_scale/max"]) == 1.0
+    assert result.metrics["delta/count"] == 480
+
+
+def test_steps_have_their_own_statistics():
+    x = inputs()
+    metrics = StepOpsd().assign(x).metrics
+    gaps = (x.teacher_logprobs - x.old_logprobs)[:3]
+    steps = [gaps[i, s] for i in range(3) for s in (slice(2, 5), slice(6, 9))]
+    assert metrics["delta/steps"] == 6
+    expected = {
+        "delta/step_mean": sum(float(g.mean()) for g in steps) / 6,
+        "delta/step_sum": sum(float(g.sum()) for g in steps) / 6,
+        "delta/step_abs_max": sum(float(g.abs().max()) for g in steps) / 6,
+    }
+    assert {k: float(metrics[k]) for k in expected} == pytest.approx(expected, rel=1e-5)
+
+
+def test_divergence_of_shaped_and_plain_advantages_is_measured():
+    x = inputs()
+    result = StepOpsd(lambda_mix=1.0, alpha_clip=0.9, step_norm="none", lambda_decay_updates=0).assign(x)
+    scored = x.teacher_logprobs.isfinite() & (x.step_ids >= 0)
+    change = (result.advantages / plain(x) - 1).abs()[scored & (plain(x) != 0)]
+    assert float(result.metrics["advantage/relative_change"]) == pytest.approx(float(change.mean()), rel=1e-5)
+    assert 0 < float(result.metrics["advantage/relative_change_max"]) <= 0.9 + 1e-6
+    shares = [float(result.metrics[f"advantage/scored_share{name}"]) for name in ("_plain", "")]
+    assert shares[0] == pytest.approx(float(plain(x).abs()[scored].sum() / plain(x).abs().sum()))
+    assert shares[1] == pytest.approx(float(result.advantages.abs()[scored].sum() / result.advantages.abs().sum()))
+    rms = float(result.metrics["delta/rms"])
+    assert rms**2 == pytest.approx(
+        float(result.metrics["delta/mean"]) ** 2 + float(result.metrics["delta/std"]) ** 2, rel=1e-4
+    )

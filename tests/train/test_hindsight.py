@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
+
 from stepopsd.envs.base import Task
 from stepopsd.rollout.records import Trajectory, Turn
-from stepopsd.train.hindsight import choose_peers, render_hindsight, render_peer
+from stepopsd.train.credit_config import HindsightConfig
+from stepopsd.train.hindsight import BlockWriter, choose_peers, render_hindsight, render_peer
+
+ROOM = 1 << 20
+PEER_ACTIONS = ["go to shelf 1", "take cup 1", "look", "go to shelf 2"]
 
 
 def trajectory(group, member, success, actions=()):
@@ -35,3 +41,56 @@ def test_only_failed_members_of_mixed_groups_get_the_first_successful_member():
         trajectory(2, 0, True), trajectory(2, 1, True),  # all won
     ]  # fmt: skip
     assert choose_peers(members) == {2: 1}
+
+
+def written(policy, own, peer, room=ROOM, **options):
+    block = BlockWriter(policy.tokenizer, HindsightConfig(**options)).write(own, peer, room=room)
+    return block, policy.tokenizer.decode(block.ids)
+
+
+def test_whole_block_is_the_rendered_text(policy):
+    lost, won = trajectory(0, 0, False), trajectory(0, 1, True, PEER_ACTIONS)
+    block, _ = written(policy, lost, won)
+    text = render_hindsight(False, render_peer(won, "actions"))
+    assert block.ids == policy.tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert (block.tells, block.cut_tokens) == ("peer", 0)
+    assert written(policy, lost, None)[0].tells == "label"
+    assert written(policy, lost, None, label=False)[0].tells == "none"
+    assert written(policy, lost, None, label=False)[0].ids == []
+
+
+@pytest.mark.parametrize("cap", range(8, 30, 3))
+@pytest.mark.parametrize("render", ["actions", "full"])
+def test_cut_blocks_fit_and_keep_their_frame(policy, cap, render):
+    lost, won = trajectory(0, 0, False), trajectory(0, 1, True, PEER_ACTIONS)
+    whole, _ = written(policy, lost, won, render=render)
+    by_option, text = written(policy, lost, won, render=render, max_tokens=cap)
+    by_room, _ = written(policy, lost, won, render=render, room=cap)
+    assert by_option == by_room
+    assert len(by_option.ids) <= cap
+    assert by_option.cut_tokens == len(whole.ids) - len(by_option.ids)
+    assert text.startswith("<hindsight>")
+    assert text.endswith("</hindsight>")
+    has_peer = by_option.tells == "peer"
+    assert ("<peer_correct_trajectory>" in text) == ("</peer_correct_trajectory>" in text) == has_peer
+    if has_peer and len(by_option.ids) < cap - 8:  # no line or word is longer than that
+        assert by_option.cut_tokens == 0
+
+
+def test_numbered_actions_are_cut_after_a_whole_line(policy):
+    lost, won = trajectory(0, 0, False), trajectory(0, 1, True, PEER_ACTIONS)
+    whole, _ = written(policy, lost, won)
+    block, _ = written(policy, lost, won, max_tokens=len(whole.ids) - 1)
+    text = render_hindsight(False, render_peer(trajectory(0, 1, True, PEER_ACTIONS[:3]), "actions"))
+    assert block.ids == policy.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_no_room_means_no_block(policy):
+    block, _ = written(policy, trajectory(0, 0, False), trajectory(0, 1, True, PEER_ACTIONS), room=3)
+    assert (block.ids, block.tells) == ([], "none")
+    assert block.cut_tokens > 0
+
+
+def test_a_cap_below_the_frame_is_an_error(policy):
+    with pytest.raises(ValueError, match=r"credit\.hindsight\.max_tokens must be 0 \(no cut\) or at least \d+.*got 5"):
+        BlockWriter(policy.tokenizer, HindsightConfig(max_tokens=5))

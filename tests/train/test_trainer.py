@@ -187,3 +187,48 @@ def test_cuda_is_refused_where_there_is_none(model, tmp_path):
         pytest.skip("there is a GPU")
     with pytest.raises(ValueError, match="device is cuda"):
         Trainer(config(tmp_path / "run", model, device="cuda"))
+
+
+def test_gaps_are_told_apart_by_hindsight_and_sign(model, tmp_path):
+    options = {"name": "stepopsd", "teacher": "live"}
+    for record in log(train(config(tmp_path / "run", model, credit=options))):
+        cells = {k: v for k, v in record.items() if k.endswith(("/up/count", "/down/count"))}
+        if not cells:  # no mixed group: nobody was asked
+            continue
+        assert sum(cells.values()) == record["delta/count"]
+        assert ("delta/peer/down/count" in cells) == (record["mixed_groups"] > 0)
+        assert "delta/peer/up/count" not in cells  # only failures have a peer
+        assert record["teacher/untold"] == record["teacher/cut_tokens"] == 0
+        assert 0 <= record["teacher/failed_with_peer"] <= 1
+
+
+def test_rows_without_a_peer_can_be_left_alone(model, tmp_path):
+    options = {"name": "stepopsd", "hindsight": {"rows_without_peer": "skip"}}
+    records = log(train(config(tmp_path / "run", model, credit=options)))
+    assert any(r["teacher/with_peer"] > 0 for r in records)
+    assert all(r["teacher/label_only"] == 0 for r in records if "teacher/label_only" in r)
+    assert all("delta/label/up/count" not in r for r in records)
+
+
+def test_coupled_reference_moves_with_the_teacher(model, tmp_path):
+    run = config(
+        tmp_path / "free", model, credit={"name": "stepopsd", "lambda_mix": 0.0, "teacher_refresh_every": 1},
+        loss={"kl_coef": 0.1}, optim={"updates": 4},
+    )  # fmt: skip
+    coupled = replace(run, run_dir=str(tmp_path / "coupled"), loss=replace(run.loss, kl_reference="teacher"))
+    free, bound = log(train(run)), log(train(coupled))
+    assert free[0]["kl"] == bound[0]["kl"] == 0.0  # both start at the starting policy
+    assert free[3]["kl"] > 0
+    # refreshed after every update, the anchor is the policy itself before its step
+    assert all(record["kl"] == pytest.approx(0.0, abs=1e-6) for record in bound)
+    half = replace(coupled, run_dir=str(tmp_path / "half"), optim=replace(run.optim, updates=2))
+    train(half)
+    assert not (tmp_path / "half/checkpoints/update-000002/reference.safetensors").exists()
+    resumed = train(replace(half, optim=replace(run.optim, updates=4)))
+    assert [r["loss"] for r in log(resumed)] == [r["loss"] for r in bound]
+
+
+def test_coupled_reference_needs_a_stale_teacher(model, tmp_path):
+    for credit in ({"name": "grpo"}, {"name": "stepopsd", "teacher": "live"}):
+        with pytest.raises(ValueError, match=r"loss\.kl_reference=teacher needs a stale teacher"):
+            config(tmp_path / "run", model, credit=credit, loss={"kl_reference": "teacher"})
