@@ -135,8 +135,8 @@ def _infer(rng: random.Random, facts: Facts, subjects: Sequence[str]) -> Iterato
     for keys in (("director", "birthplace"), ("author", "trade"), ("founder", "father")):
         for name in _subjects(facts, subjects, keys[0]):
             yield _chain(facts, name, keys)
-    for key, words in (("director", "Which film has the older director"), ("author", "Which book has the older author")):
-        yield from _compare(rng, facts, subjects, (key, "birth_year"), words + ", {a} or {b}?")
+    for key, words in (("director", "film has the older director"), ("author", "book has the older author")):
+        yield from _compare(rng, facts, subjects, (key, "birth_year"), f"Which {words}, {{a}} or {{b}}?")
 
 
 def _compare(
