@@ -1,4 +1,4 @@
-"""The command line: stepopsd train | eval | demo | bench | report | doctor | games."""
+"""The command line: stepopsd train | eval | demo | bench | report | doctor | games | retriever."""
 
 from __future__ import annotations
 
@@ -81,6 +81,23 @@ def games(args: Sequence[str]) -> int:
     return int(args[0] == "check" and result > 0)
 
 
+def retriever(args: Sequence[str]) -> int:
+    """Passages for Search-QA: build | serve | search | probe."""
+    from stepopsd.retrieval import RetrieverError
+    from stepopsd.retrieval.commands import build, probe, search, serve_index
+
+    commands: dict[str, Callable[..., Any]] = {"build": build, "serve": serve_index, "search": search, "probe": probe}
+    if not args or args[0] not in commands:
+        print("usage: stepopsd retriever {build,serve,search,probe} [--help]", file=sys.stderr)
+        return 2
+    try:
+        _typed(commands[args[0]], args[1:], f"stepopsd retriever {args[0]}")
+    except RetrieverError as error:
+        print(f"stepopsd retriever {args[0]}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "eval": evaluate,
@@ -89,6 +106,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "report": report,
     "doctor": doctor,
     "games": games,
+    "retriever": retriever,
 }
 
 
@@ -113,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _usage() -> None:
     print("usage: stepopsd COMMAND [--help]\n")
     for name, command in COMMANDS.items():
-        print(f"  {name:8} {(command.__doc__ or '').splitlines()[0]}")
+        print(f"  {name:9} {(command.__doc__ or '').splitlines()[0]}")
 
 
 def _run_config(args: Sequence[str], prog: str) -> Any:

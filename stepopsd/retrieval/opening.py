@@ -9,25 +9,57 @@ from stepopsd.retrieval.base import Passage, Retriever
 from stepopsd.retrieval.exact import ExactIndex
 
 
-def open_retriever(spec: str | Path | Sequence[Passage]) -> Retriever:
+def open_retriever(spec: str | Path | Sequence[Passage], *, corpus: str | Path | None = None) -> Retriever:
     """A retriever that is ready to answer; what cannot work fails here, before training starts.
 
     Args:
-        spec: One of
-            a list of passages, or the path of a ``.jsonl`` or ``.jsonl.gz`` corpus (indexed in memory, exact BM25, at
-            most 200,000 passages; a second per 10,000).
+        spec: What to search:
+
+            - a folder made by ``stepopsd retriever build``: BM25 with tantivy, or FAISS;
+            - ``http://host:port``, several of them separated by commas: servers of the Search-R1 API, asked in turn;
+            - a ``.jsonl`` or ``.jsonl.gz`` corpus, or a list of passages: exact BM25 in memory, at most 200,000
+              passages, a second for about 30,000.
+        corpus: Refuse an index that was not made from this file.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: an unknown form, a malformed or empty corpus.
+        FileNotFoundError: no such file or no index there.
+        ValueError: an unknown form; a malformed, empty or other corpus; a damaged index.
+        RetrieverError: a server that is down, speaks neither dialect or differs from the others.
+        ImportError: what the form needs is not installed.
 
     Example:
         >>> open_retriever([Passage("0", "Mercury", "closest to the sun")]).search(["sun"], k=1)[0][0].id
         '0'
     """
-    if not isinstance(spec, (str, Path)):
-        return ExactIndex(spec)
-    path = Path(spec)
-    if path.name.endswith((".jsonl", ".jsonl.gz")):
-        return ExactIndex.from_file(path)
-    raise ValueError(f"retriever must be a .jsonl or .jsonl.gz corpus or a list of passages, got {str(spec)!r}")
+    folder = Path(spec) if isinstance(spec, (str, Path)) else None
+    if corpus is not None:
+        from stepopsd.retrieval.manifest import check_corpus
+
+        if folder is None or not folder.is_dir():
+            raise ValueError(f"corpus can be compared with an index folder only, got the retriever {spec!r}")
+        check_corpus(folder, corpus)
+    if folder is None:
+        return ExactIndex(spec)  # type: ignore[arg-type]
+    if str(spec).startswith(("http://", "https://")):
+        from stepopsd.retrieval.client import HttpRetriever
+
+        return HttpRetriever([url.strip() for url in str(spec).split(",") if url.strip()])
+    if folder.name.endswith((".jsonl", ".jsonl.gz")):
+        return ExactIndex.from_file(folder)
+    if folder.is_dir():
+        return open_index(folder)
+    raise ValueError(
+        "retriever must be an index folder, http://host:port, a .jsonl or .jsonl.gz corpus or a list of passages, "
+        f"got {str(spec)!r}"
+    )
+
+
+def open_index(folder: str | Path) -> Retriever:
+    """Open an index folder by its kind. Raises FileNotFoundError, ValueError or ImportError."""
+    from stepopsd.retrieval.lexical import TantivyIndex
+    from stepopsd.retrieval.manifest import read_manifest
+
+    kind = read_manifest(folder).kind
+    if kind == "tantivy":
+        return TantivyIndex(folder)
+    raise ValueError(f"the index in {folder} is of the unknown kind {kind!r}")

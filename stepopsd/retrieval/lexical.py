@@ -1,0 +1,149 @@
+"""BM25 on disk with tantivy: mapped files, exact top-k, the same answers from every build of a corpus."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from stepopsd.retrieval.base import MAX_QUERY_WORDS, Passage, RetrieverError, check_request
+from stepopsd.retrieval.manifest import read_manifest
+from stepopsd.retrieval.tokens import query_words
+
+INSTALL_HINT = "pip install 'stepopsd[retrieval]'"
+RARE_SHARE = 0.01  #: a word in fewer of the passages than this may bring candidates in; commoner ones only add to them
+_MOST_TIED = 2048  #: passages looked at to put those of equal score into corpus order
+_DECIMALS = 4  # of a score: the order in which fp32 contributions are added does not reach them
+
+
+def tantivy() -> Any:
+    """The package, or ImportError that says how to get it."""
+    try:
+        import tantivy
+    except ImportError as error:
+        raise ImportError(f"an index on disk needs tantivy (Python 3.11 or newer): {INSTALL_HINT}") from error
+    return tantivy
+
+
+def schema() -> Any:
+    """Row number, the passage as stored bytes, and its words, which are ours: tantivy only splits at spaces."""
+    builder = tantivy().SchemaBuilder()
+    builder.add_unsigned_field("row", fast=True)
+    builder.add_bytes_field("passage", stored=True)
+    builder.add_text_field("words", tokenizer_name="whitespace", index_option="freq")
+    return builder.build()
+
+
+class TantivyIndex:
+    """A folder made by ``stepopsd retriever build``. Opening maps its files; it can be read by many processes at once.
+
+    The scores are those of ``ExactIndex`` with passage lengths rounded as tantivy stores them (to 40 words exactly,
+    beyond to 3 significant bits), to four decimals. Common words are taken out of the search for candidates where
+    their largest contributions together cannot reach the k-th score (MaxScore), so the result stays exact.
+
+    Args:
+        folder: The index.
+        max_query_words: Words of a query that count.
+
+    Raises:
+        FileNotFoundError: no finished index there.
+        ValueError: it is damaged or empty.
+        ImportError: tantivy is not installed.
+
+    Example:
+        >>> TantivyIndex("index").search(["who discovered radium"], k=3)
+
+    Source: tantivy's BM25 (k1 = 1.2, b = 0.75); MaxScore: Turtle & Flood 1995.
+    """
+
+    def __init__(self, folder: str | Path, *, max_query_words: int = MAX_QUERY_WORDS) -> None:
+        package = tantivy()
+        self.manifest = read_manifest(folder)
+        if self.manifest.kind != "tantivy":
+            raise ValueError(f"the index in {folder} is a {self.manifest.kind} index, not a tantivy one")
+        self.fingerprint = self.manifest.fingerprint
+        self._max_query_words = max_query_words
+        try:
+            index = package.Index.open(str(Path(folder) / "tantivy"))
+            self._searcher = index.searcher()
+        except (ValueError, OSError) as error:
+            raise ValueError(f"the index in {folder} cannot be opened ({error}): build it anew") from None
+        if self._searcher.num_docs != self.manifest.passages:
+            raise ValueError(
+                f"the index in {folder} holds {self._searcher.num_docs} passages, its {self.manifest.passages} are "
+                "promised by the manifest: build it anew"
+            )
+        self._schema = index.schema
+        self._query, self._should, self._must = package.Query, package.Occur.Should, package.Occur.Must
+        self._known = lru_cache(1 << 16)(self._look_up)
+        self._largest = lru_cache(1 << 14)(self._find_largest)
+
+    def __len__(self) -> int:
+        return self.manifest.passages
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
+        """See ``Retriever.search``. tantivy works without the GIL, so threads run side by side."""
+        check_request(queries, k)
+        try:
+            return [self._search(query, k) for query in queries]
+        except (ValueError, OSError) as error:  # damaged or vanished files
+            raise RetrieverError(f"the index in memory failed: {error}") from error
+
+    def _search(self, query: str, k: int) -> list[Passage]:
+        found = [known for word in query_words(query, self._max_query_words) if (known := self._known(word))]
+        if not found:
+            return []
+        found.sort(key=lambda known: known[0])
+        limit = k + 1
+        while True:
+            hits = self._best(found, limit)
+            scores = [round(score, _DECIMALS) for score, _ in hits]
+            if len(hits) < limit or scores[k - 1] != scores[-1] or limit >= _MOST_TIED:
+                break
+            limit *= 4  # the k-th has equals that were not looked at
+        rows = self._searcher.fast_field_values("row", [address for _, address in hits])
+        best = sorted(zip((-score for score in scores), rows, range(len(hits)), strict=True))[:k]
+        return [self._passage(hits[at][1], -score) for score, _, at in best]
+
+    def _best(self, found: list[tuple[int, str, Any]], limit: int) -> list[tuple[float, Any]]:
+        """The ``limit`` best hits. ``found`` is by rising number of passages that hold the word."""
+        common = max(1, next((i for i, (n, *_) in enumerate(found) if n > RARE_SHARE * len(self)), len(found)))
+        while True:
+            hits = self._searcher.search(self._plan(found, common), limit, count=False).hits
+            if common == len(found):
+                return hits
+            # Passages with common words alone were not looked at. Can one of them be among the best?
+            reach, least = 0.0, hits[-1][0] if len(hits) == limit else 0.0
+            first = len(found)
+            while first > 0 and reach + self._largest(found[first - 1][1]) < least * (1 - 1e-6):
+                first -= 1
+                reach += self._largest(found[first][1])
+            if first <= common:
+                return hits
+            common = first
+
+    def _plan(self, found: list[tuple[int, str, Any]], common: int) -> Any:
+        """Any of the first ``common`` words; each further word adds to the score of what they find."""
+        if common == 1:
+            query = found[0][2]
+        else:
+            query = self._query.boolean_query([(self._should, term) for _, _, term in found[:common]])
+        # One by one: a union of optional words would be read as a whole, single ones are skipped through.
+        for _, _, term in found[common:]:
+            query = self._query.boolean_query([(self._must, query), (self._should, term)])
+        return query
+
+    def _look_up(self, word: str) -> tuple[int, str, Any] | None:
+        holding = self._searcher.doc_freq("words", word)
+        return (holding, word, self._query.term_query(self._schema, "words", word, "freq")) if holding else None
+
+    def _find_largest(self, word: str) -> float:
+        """The most that a word adds to any passage's score."""
+        term = self._query.term_query(self._schema, "words", word, "freq")
+        return self._searcher.search(term, 1, count=False).hits[0][0]
+
+    def _passage(self, address: Any, score: float) -> Passage:
+        key, title, text = json.loads(self._searcher.doc(address)["passage"][0])
+        return Passage(key, title, text, score)
