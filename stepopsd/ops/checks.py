@@ -121,6 +121,12 @@ def floats(name: str, x: torch.Tensor) -> None:
     _dtype(name, x, _FLOAT_DTYPES)
 
 
+def matrix(name: str, x: torch.Tensor) -> None:
+    """Raise ValueError unless ``x`` has two dimensions."""
+    if x.ndim != 2:
+        raise ValueError(f"{name} must have shape (N, T), got {tuple(x.shape)}")
+
+
 def integers(name: str, x: torch.Tensor) -> None:
     """Raise TypeError unless ``x`` is int64 or int32."""
     _dtype(name, x, _INT_DTYPES)

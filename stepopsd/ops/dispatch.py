@@ -10,6 +10,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
+from stepopsd.ops.future_options import FutureOptions
 from stepopsd.ops.losses import LossOptions
 from stepopsd.ops.segments import StepSegments
 
@@ -109,6 +110,28 @@ class Backend(Protocol):
         The step budget runs where ``segments`` are given, which callers leave out at λ = 0.
         """
 
+    def oar_rows(
+        self,
+        scores: Tensor,
+        mask: Tensor,
+        *,
+        level: float,
+        beta: float,
+        floor: float,
+        absolute: bool,
+        preserve: bool,
+        min_tokens: int,
+    ) -> Tensor:
+        """Contiguous (N, T) scores and mask to (N, T) weights, as ``oar_reshape`` says; not every backend has it."""
+
+    def future_rows(
+        self, logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, entropies: Tensor | None, options: FutureOptions
+    ) -> Tensor:
+        """Contiguous (N, T) to (1, N, T) future values, to (2, N, T) with branching scores where there are entropies.
+
+        As ``future_branching`` says; not every backend has it.
+        """
+
 
 @functools.cache
 def _load(name: str) -> Backend | str:
@@ -164,6 +187,32 @@ def no_gradients(name: str) -> str | None:
     if isinstance(module, str):
         return module
     return None if hasattr(module, "gradient_rows") else f"{_MODULES[name]} has no gradient_rows"
+
+
+def lacks(name: str, kernel: str) -> str | None:
+    """None when backend ``name`` has ``kernel``, else the reason why not."""
+    module = load(name)
+    if not hasattr(module, kernel):
+        return f"{_MODULES[name]} has no {kernel}"
+    reason: str | None = module.lacks(kernel) if hasattr(module, "lacks") else None
+    return reason
+
+
+def resolve_kernel(kernel: str, backend: str, device_type: str, dtype: torch.dtype = torch.float32) -> str:
+    """As ``resolve``, for a kernel that not every backend has: ``auto`` passes over those that lack it.
+
+    Raises:
+        ValueError: Also for a named backend that lacks the kernel, with the reason.
+    """
+    if backend != "auto":
+        name = resolve(backend, device_type, dtype)
+        reason = lacks(name, kernel)
+        if reason is not None:
+            raise ValueError(f"backend {name!r} does not compute {kernel}: {reason}")
+        return name
+    candidates = _PREFERENCE.get(device_type, ("torch",))
+    usable = (name for name in candidates if unavailable(name, device_type, dtype) is None)
+    return next(name for name in usable if lacks(name, kernel) is None)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -14,8 +14,14 @@ import torch
 from torch import Tensor
 
 from stepopsd.ops.losses import LossOptions
+from stepopsd.ops.native_tokens import future_rows, oar_rows
 from stepopsd.ops.results import STATISTICS
 from stepopsd.ops.segments import StepSegments
+
+__all__ = [
+    "availability", "future_rows", "gradient_rows", "isa", "isas", "lacks", "loss_rows", "oar_rows", "powers_of_two",
+    "read_probe", "scale_rows", "score_rows", "shape_rows", "step_segments",
+]  # fmt: skip
 
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _WEIGHT_FNS = {"sigmoid": 0, "exp": 1}
@@ -49,6 +55,11 @@ def availability(device_type: str) -> str | None:
     if device_type != "cpu":
         return f"the native module computes CPU tensors only, not {device_type}"
     return _native if isinstance(_native, str) else None
+
+
+def lacks(kernel: str) -> str | None:
+    """None when the built module has ``kernel``, else why not."""
+    return None if hasattr(_module(), kernel) else f"the native module was built before it had {kernel}; {_REBUILD}"
 
 
 def isas() -> list[str]:

@@ -11,6 +11,11 @@ from torch import Tensor
 from stepopsd.ops.results import STATISTICS
 from stepopsd.ops.segments import StepSegments
 from stepopsd.ops.steps import EPS, SCALE_LIMIT, segment_sum, step_of_place
+from stepopsd.ops.torch_tokens import future_rows, oar_rows
+
+__all__ = [
+    "availability", "future_rows", "gradient_rows", "oar_rows", "scale_rows", "score_rows", "shape_rows",
+]  # fmt: skip
 
 # fp32 elements of one chunk of logits; a handful of such buffers are alive at a time.
 _CHUNK_ELEMENTS = 1 << 22
