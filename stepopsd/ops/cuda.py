@@ -114,16 +114,16 @@ def score_rows(
 
     Args:
         logits: One or two (B, R, V) CUDA tensors in fp32, fp16 or bf16; any batch and row strides, V contiguous.
-        ids: (B, R) int64 contiguous, in [0, V) where active.
-        active: (B, R) bool contiguous.
-        temperature: Divides the logits; a number > 0, or (B, R) fp32 contiguous.
+        ids: (...) int64 contiguous, B·R of them, in [0, V) where active.
+        active: (...) bool contiguous.
+        temperature: Divides the logits; a number > 0, or (...) fp32 contiguous.
         entropy: Whether to compute the entropies, else they are 0.
         normaliser: Whether to add what ``gradient_rows`` needs: peak and log-mass, see ``dispatch.Backend``.
         merge: How the parts of a long row come together: ``automatic`` or ``workspace``. The bits are the same.
 
     Returns:
-        (K, 3, B, R) fp32 for K logits tensors: log-prob of the id, log-sum-exp, entropy in nats; (K, 5, B, R) with
-        the normaliser.
+        (K, 3, ...) fp32 for K logits tensors: log-prob of the id, log-sum-exp, entropy in nats; (K, 5, ...) with the
+        normaliser.
 
     Raises:
         RuntimeError: The launch was refused; the message is that of the CUDA runtime.
@@ -131,7 +131,7 @@ def score_rows(
     """
     module, first = _module(), logits[0]
     device, (batch, rows, vocab) = first.device, first.shape
-    out = torch.empty((len(logits), 5 if normaliser else 3, batch, rows), dtype=torch.float32, device=device)
+    out = torch.empty((len(logits), 5 if normaliser else 3, *ids.shape), dtype=torch.float32, device=device)
     if out.numel() == 0:
         return out
     problem = module.CudaScore(
@@ -297,10 +297,10 @@ def shape_rows(
     are not read. Sums run in a fixed order, so that the bits are the same every time.
 
     Args:
-        student_logprobs: (M,) fp32 contiguous CUDA tensor, as the next two.
-        teacher_logprobs: (M,).
-        advantages: (M,).
-        active: (M,) bool contiguous.
+        student_logprobs: (...) fp32 contiguous CUDA tensor, as the next two.
+        teacher_logprobs: (...).
+        advantages: (...).
+        active: (...) bool contiguous.
         segments: Steps and trajectories of the tokens, or None for no step budget.
         alpha_clip: Half-width of the clip of w around 1.
         lambda_mix: Share of w in the shaped advantage.
@@ -308,13 +308,13 @@ def shape_rows(
         step_norm: ``equal_step_mean_abs`` or ``equal_step_ratio``; not used without ``segments``.
 
     Returns:
-        (4, M) fp32 shaped, weight, delta, scale; and (17,) float64 in the order of ``results.STATISTICS``.
+        (4, ...) fp32 shaped, weight, delta, scale; and (17,) float64 in the order of ``results.STATISTICS``.
 
     Raises:
         RuntimeError: The launch was refused; the message is that of the CUDA runtime.
     """
     device, tokens = advantages.device, advantages.numel()
-    planes = torch.empty((4, tokens), dtype=torch.float32, device=device)
+    planes = torch.empty((4, *advantages.shape), dtype=torch.float32, device=device)
     statistics = torch.empty(len(STATISTICS), dtype=torch.float64, device=device)
     problem = _module().CudaShape(
         student_logprobs.data_ptr(),

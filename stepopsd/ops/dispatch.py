@@ -21,7 +21,7 @@ _MODULES = {
     "torch": "stepopsd.ops.torch_backend",
 }
 BACKENDS = tuple(_MODULES)
-_PREFERENCE = {"cuda": ("triton", "cuda", "torch"), "cpu": ("cpu", "torch")}
+_PREFERENCE = {"cuda": ("triton", "cuda"), "cpu": ("cpu",)}  # and torch, where these are not available
 
 
 class Backend(Protocol):
@@ -40,12 +40,13 @@ class Backend(Protocol):
         entropy: bool,
         normaliser: bool = False,
     ) -> Tensor:
-        """K = 1 or 2 logits (B, R, V) to (K, 3, B, R): log-prob of the id, log-sum-exp and entropy, in nats.
+        """K = 1 or 2 logits (B, R, V) to (K, 3, ...): log-prob of the id, log-sum-exp and entropy, in nats.
 
-        ``ids`` int64 and ``active`` bool are (B, R) and contiguous, like the temperature where it is a tensor. The
-        entropy is 0 unless asked for, and so is everything in rows that are not active.
+        ``ids`` int64 and ``active`` bool are contiguous, like the temperature where it is a tensor: B·R values of one
+        shape (...), which is that of the result too. The entropy is 0 unless asked for, and so is everything in rows
+        that are not active.
 
-        ``normaliser`` asks for (K, 5, B, R); the last two channels, peak and log-mass, are what ``gradient_rows`` of
+        ``normaliser`` asks for (K, 5, ...); the last two channels, peak and log-mass, are what ``gradient_rows`` of
         the same backend needs: Σ_j 2^(x_j·log2(e)/T - peak) = 2^log_mass, with a finite peak about the row's maximum.
         In a row of -inf only the log-mass is -inf; where a logit is NaN or +inf it is NaN.
         """
@@ -105,7 +106,7 @@ class Backend(Protocol):
         weight_fn: str,
         step_norm: str,
     ) -> tuple[Tensor, Tensor]:
-        """Contiguous (M,) log-probs to (4, M) shaped, weight, delta, scale, and the statistics of ``results``.
+        """Contiguous (...) log-probs to (4, ...) shaped, weight, delta, scale, and the statistics of ``results``.
 
         The step budget runs where ``segments`` are given, which callers leave out at λ = 0.
         """
@@ -162,8 +163,10 @@ def resolve(backend: str, device_type: str, dtype: torch.dtype = torch.float32) 
         ValueError: Unknown name, or an explicitly named backend that is not available, with the reason.
     """
     if backend == "auto":
-        candidates = _PREFERENCE.get(device_type, ("torch",))
-        return next(name for name in candidates if unavailable(name, device_type, dtype) is None)
+        for name in _PREFERENCE.get(device_type, ()):
+            if unavailable(name, device_type, dtype) is None:
+                return name
+        return "torch"
     if backend not in _MODULES:
         raise ValueError(f"backend must be one of auto, {', '.join(BACKENDS)}, got {backend!r}")
     reason = unavailable(backend, device_type, dtype)

@@ -12,13 +12,18 @@ Index = tuple[int, ...]
 def row_blocks(*logits: torch.Tensor) -> Iterator[tuple[Index, tuple[torch.Tensor, ...]]]:
     """Views (B, R, V) that together cover tensors of one shape (..., V).
 
-    Dimensions that are contiguous with each other in every tensor are merged. Up to two groups are left in practice
-    (``logits[:, :-1]``) and give one block; more are walked along the outermost dimensions.
+    Tensors of two or three dimensions are such a block as they are. Of others, dimensions that are contiguous with
+    each other in every tensor are merged. Up to two groups are left in practice and give one block; more are walked
+    along the outermost dimensions.
 
     Yields:
         The index into the leading dimensions, () for everything, and the block of each tensor.
     """
-    if all(x.is_contiguous() for x in logits):
+    if logits[0].ndim == 3:
+        yield (), logits
+    elif logits[0].ndim == 2:
+        yield (), tuple(x.unsqueeze(0) for x in logits)
+    elif all(x.is_contiguous() for x in logits):
         yield (), tuple(x.view(1, -1, x.shape[-1]) for x in logits)
     else:
         yield from _walk((), logits)

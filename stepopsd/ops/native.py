@@ -102,14 +102,14 @@ def score_rows(
     Args:
         logits: K = 1 or 2 tensors (B, R, V) of one shape, float32, float16 or bfloat16; any strides over B and R, V
             contiguous. Dtypes and strides may differ.
-        ids: (B, R) int64, in [0, V) where active; contiguous, as the next two.
-        active: (B, R) bool. Nothing of the other rows is read, their results are 0.
-        temperature: Divides the logits, > 0; a number or (B, R) float32.
+        ids: (...) int64, B·R of them in [0, V) where active; contiguous, as the next two.
+        active: (...) bool. Nothing of the other rows is read, their results are 0.
+        temperature: Divides the logits, > 0; a number or (...) float32.
         entropy: Whether to compute the entropies, else they are 0.
         normaliser: Whether to return what ``gradient_rows`` needs.
 
     Returns:
-        (K, 3, B, R) float32, in nats; (K, 5, B, R) with the normaliser, the last two channels of which are base 2:
+        (K, 3, ...) float32, in nats; (K, 5, ...) with the normaliser, the last two channels of which are base 2:
         Σ_j 2^(x_j·log2(e)/T - peak) = 2^log_mass. Log-probs are at most 0. NaN or +inf anywhere in a row, or nothing
         but -inf, gives NaN for that row of that tensor alone, but the peak is finite, and the log-mass of -inf is
         -inf. A row's bits follow from its values, its temperature and the instruction set: not from the rows beside
@@ -238,8 +238,8 @@ def shape_rows(
     """Shaped advantages, their parts and statistics from ready log-probs, in one call and one order of addition.
 
     Args:
-        student_logprobs, teacher_logprobs, advantages: (M,) float32, contiguous.
-        active: (M,) bool, contiguous. The log-probs of other tokens are not read; these keep A, with w = 1, Δ = 0 and
+        student_logprobs, teacher_logprobs, advantages: (...) float32, contiguous.
+        active: (...) bool, contiguous. The log-probs of other tokens are not read; these keep A, with w = 1, Δ = 0 and
             c = 1.
         segments: Steps for the budget, or None for no budget.
         alpha_clip: Half-width of the clip of w around 1.
@@ -248,14 +248,13 @@ def shape_rows(
         step_norm: ``equal_step_mean_abs`` or ``equal_step_ratio``; not used without ``segments``.
 
     Returns:
-        (4, M) float32 shaped, weight, delta and scale, and (17,) float64 in the order of ``results.STATISTICS``.
+        (4, ...) float32 shaped, weight, delta and scale, and (17,) float64 in the order of ``results.STATISTICS``.
     """
-    tokens = active.numel()
-    planes = torch.empty(4, tokens, dtype=torch.float32)
+    planes = torch.empty((4, *active.shape), dtype=torch.float32)
     statistics = torch.empty(len(STATISTICS), dtype=torch.float64)
     _module().shape_rows(
         (student_logprobs.data_ptr(), teacher_logprobs.data_ptr(), advantages.data_ptr(), active.data_ptr()),
-        tokens,
+        active.numel(),
         _NO_SEGMENTS if segments is None else [x.data_ptr() for x in segments.tensors],
         alpha_clip,
         lambda_mix,

@@ -49,15 +49,12 @@ def shape_reference(
 
     s_logp, t_logp, s_entropy, t_entropy = (torch.zeros(tokens, dtype=dtype) for _ in range(4))
     delta, w, shaped = torch.zeros(tokens, dtype=dtype), torch.ones(tokens, dtype=dtype), a.clone()
+    if student_logprobs is not None and teacher_logprobs is not None:
+        s_logp, t_logp = (x.to(dtype).reshape(-1) for x in (student_logprobs, teacher_logprobs))
     for i in range(tokens):
         if not active[i]:
             continue
-        if student_logits is None or teacher_logits is None or token_ids is None:
-            assert student_logprobs is not None
-            assert teacher_logprobs is not None
-            s_logp[i] = student_logprobs.reshape(-1)[i].to(dtype)
-            t_logp[i] = teacher_logprobs.reshape(-1)[i].to(dtype)
-        else:
+        if student_logits is not None and teacher_logits is not None and token_ids is not None:
             token = int(token_ids.reshape(-1)[i])
             s_logp[i], s_entropy[i] = row_distribution(_row(student_logits, i).to(dtype) / temperature, token)
             t_logp[i], t_entropy[i] = row_distribution(_row(teacher_logits, i).to(dtype) / temperature, token)
@@ -75,13 +72,10 @@ def shape_reference(
 
     stats = _statistics(delta, w, active, alpha_clip, factors)
     return ShapedAdvantages(
-        advantages=shaped.reshape(lead),
-        weights=w.reshape(lead),
-        delta=delta.reshape(lead),
+        planes=torch.stack((shaped, w, delta, c)).view(4, *lead),
         student_logprobs=s_logp.reshape(lead),
         teacher_logprobs=t_logp.reshape(lead),
         entropies=None if student_logits is None else (s_entropy.reshape(lead), t_entropy.reshape(lead)),
-        step_scale=c.reshape(lead),
         stats=stats,
     )
 

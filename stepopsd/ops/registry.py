@@ -26,7 +26,11 @@ def traced(*tensors: Tensor) -> bool:
     """Whether something other than plain eager PyTorch looks on, so that the call must be an op with a schema."""
     if torch.compiler.is_compiling() or _dispatch_modes() > 0 or functorch_level() is not None:
         return True
-    return any(type(x) is not Tensor and type(x) is not Parameter for x in tensors)
+    for x in tensors:  # a generator would cost more than what it looks at
+        kind = type(x)
+        if kind is not Tensor and kind is not Parameter:
+            return True
+    return False
 
 
 def score_rows(
@@ -85,32 +89,37 @@ def compute_scores(
     resolve = dispatch.resolve_gradients if normaliser else dispatch.resolve
     name = resolve(backend, first.device.type, first.dtype)
     rows = dispatch.load(name).score_rows
-    # Said only when asked for: a backend without gradients need not know the word.
-    more = {"normaliser": True} if normaliser else {}
     channels = NORMALISED_CHANNELS if normaliser else SCORE_CHANNELS
     if name != "cpu" and first.device.type == "cpu":  # the native module looks itself
         layout.check_ids(ids, active, first.shape[-1])
-    lead, result = ids.shape, None
+    result = None
     for index, blocks in layout.row_blocks(*logits):
-        shape = blocks[0].shape
-        per_row = temperature if isinstance(temperature, float) else as_block(temperature, index, shape)
-        wide, live = as_block(ids, index, shape).long(), as_block(active, index, shape)
+        live, wide = _rows_of(active, index), _rows_of(ids, index)
+        wide = wide if wide.dtype == torch.int64 else wide.long()
+        per_row = temperature if isinstance(temperature, float) else _rows_of(temperature, index)
         try:
-            block = rows(blocks, wide, live, temperature=per_row, entropy=entropy, **more)
+            block = rows(blocks, wide, live, temperature=per_row, entropy=entropy, normaliser=normaliser)
         except IndexError:
             layout.check_ids(ids, active, first.shape[-1])  # names the place in the caller's shape
             raise
         if index == ():
-            return block.view(len(logits), channels, *lead)
+            return block
         if result is None:
-            result = block.new_empty((len(logits), channels, *lead))
-        target = result.movedim((0, 1), (-2, -1))[index]
-        target.copy_(block.view(len(logits), channels, *target.shape[:-2]).movedim((0, 1), (-2, -1)))
-    return first.new_zeros((len(logits), channels, *lead), dtype=_wide(first)) if result is None else result
+            result = block.new_empty((len(logits), channels, *ids.shape))
+        result.movedim((0, 1), (-2, -1))[index].copy_(block.movedim((0, 1), (-2, -1)))
+    return first.new_zeros((len(logits), channels, *ids.shape), dtype=_wide(first)) if result is None else result
+
+
+def _rows_of(x: Tensor, index: layout.Index) -> Tensor:
+    return (x[index] if index else x).contiguous()
 
 
 def as_block(x: Tensor, index: layout.Index, shape: torch.Size) -> Tensor:
-    x = (x[index] if index else x).reshape(shape[0], shape[1])
+    """(B, R) contiguous values of the rows of a block (B, R, V); ``x`` (...) has one for each row of the whole."""
+    if index:
+        x = x[index]
+    if x.shape != shape[:2]:
+        x = x.reshape(shape[:2])
     return x if x.is_contiguous() else x.contiguous()
 
 
@@ -158,22 +167,17 @@ def _shape_rows(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     name = dispatch.resolve(backend, active.device.type, student_logprobs.dtype)
-    planes, statistics = dispatch.load(name).shape_rows(
-        _flat(student_logprobs),
-        _flat(teacher_logprobs),
-        _flat(advantages),
-        _flat(active),
+    return dispatch.load(name).shape_rows(
+        student_logprobs.contiguous(),
+        teacher_logprobs.contiguous(),
+        advantages.contiguous(),
+        active.contiguous(),
         segments,
         alpha_clip=alpha_clip,
         lambda_mix=lambda_mix,
         weight_fn=weight_fn,
         step_norm=step_norm,
     )
-    return (planes if active.ndim == 1 else planes.view(SHAPE_CHANNELS, *active.shape)), statistics
-
-
-def _flat(x: Tensor) -> Tensor:
-    return x if x.ndim == 1 and x.is_contiguous() else x.reshape(-1).contiguous()
 
 
 @torch.library.custom_op("stepopsd::shape_rows", mutates_args=())

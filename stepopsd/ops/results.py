@@ -48,20 +48,34 @@ class ShapedAdvantages:
     """Result of ``shape_advantages``; tensors are detached and have the leading shape (...) of the input.
 
     Attributes:
+        planes: (4, ...) one beside the other: ``advantages``, ``weights``, ``delta`` and ``step_scale``.
         advantages: (...) shaped advantages Ã.
         weights: (...) clipped weights w in [1 - α, 1 + α]; 1 outside steps.
         delta: (...) log p_T - log p_S; 0 outside steps.
-        student_logprobs, teacher_logprobs: (...) log-probs of the tokens; 0 outside steps.
-        entropies: (student, teacher), each (...), 0 outside steps; None unless asked for.
         step_scale: (...) factor c_k that the step budget applied; 1 where it did not.
+        student_logprobs, teacher_logprobs: (...) log-probs of the tokens; 0 outside steps, but ready ones as given.
+        entropies: (student, teacher), each (...), 0 outside steps; None unless asked for.
         stats: Statistics of Δ, w, the clip and the budget.
     """
 
-    advantages: torch.Tensor
-    weights: torch.Tensor
-    delta: torch.Tensor
+    planes: torch.Tensor
     student_logprobs: torch.Tensor
     teacher_logprobs: torch.Tensor
     entropies: tuple[torch.Tensor, torch.Tensor] | None
-    step_scale: torch.Tensor
     stats: ShapingStats
+
+    @property
+    def advantages(self) -> torch.Tensor:
+        return self.planes[0]
+
+    @property
+    def weights(self) -> torch.Tensor:
+        return self.planes[1]
+
+    @property
+    def delta(self) -> torch.Tensor:
+        return self.planes[2]
+
+    @property
+    def step_scale(self) -> torch.Tensor:
+        return self.planes[3]

@@ -89,8 +89,8 @@ def shape_and_loss(
     scored = _score(student_logits, token_ids, mask | steps, temperature, wanted, backend)
     shaped = shape_advantages(
         None, None, None, advantages, step_ids, trajectory_ids=trajectory_ids, segments=segments,
-        student_logprobs=scored[0], teacher_logprobs=teacher_logprobs, alpha_clip=alpha_clip, lambda_mix=lambda_mix,
-        weight_fn=weight_fn, step_norm=step_norm, backend=backend,
+        student_logprobs=scored[0].where(steps, 0), teacher_logprobs=teacher_logprobs, alpha_clip=alpha_clip,
+        lambda_mix=lambda_mix, weight_fn=weight_fn, step_norm=step_norm, backend=backend,
     )  # fmt: skip
     policy = loss_of_scores(
         student_logits, token_ids, mask, scored.where(mask, 0), shaped.advantages, None, ref_logprobs, weights, options,

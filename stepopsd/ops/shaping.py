@@ -12,7 +12,6 @@ from stepopsd.ops.segments import StepSegments
 __all__ = ["ShapedAdvantages", "ShapingStats", "shape_advantages", "step_segments"]
 
 
-@torch.no_grad()
 def step_segments(step_ids: Tensor, trajectory_ids: Tensor) -> StepSegments:
     """Sort tokens by trajectory and step once, for all calls of ``shape_advantages`` on the same batch.
 
@@ -33,8 +32,10 @@ def step_segments(step_ids: Tensor, trajectory_ids: Tensor) -> StepSegments:
         [2, 1]
     """
     checks.integers("step_ids", step_ids)
-    trajectories = checks.trajectories(trajectory_ids, step_ids.shape, step_ids.device)
-    return registry.step_segments(step_ids.reshape(-1), trajectories.reshape(-1))
+    checks.trajectories(trajectory_ids, step_ids.shape, step_ids.device)
+    if trajectory_ids.shape != step_ids.shape:
+        trajectory_ids = trajectory_ids.view(-1, *[1] * (step_ids.ndim - 1)).expand(step_ids.shape)
+    return registry.step_segments(step_ids.reshape(-1), trajectory_ids.reshape(-1))
 
 
 def shape_advantages(
@@ -73,7 +74,7 @@ def shape_advantages(
         segments: ``step_segments(step_ids, trajectory_ids)`` where it is at hand already: saves the sort, and
             ``trajectory_ids`` are not needed then.
         student_logprobs, teacher_logprobs: (...) float, ready log-probs of the tokens, instead of the logits and ids
-            (pass None for those three).
+            (pass None for those three). They come back as they are.
         alpha_clip: α in (0, 1], half-width of the weight's range.
         lambda_mix: λ in [0, 1]. 0 returns the advantages bit for bit; the statistics are still computed.
         weight_fn: ``sigmoid`` for 2σ(sign(A)·Δ) or ``exp`` for exp(sign(A)·Δ).
@@ -113,31 +114,36 @@ def shape_advantages(
     lead, device = student.shape if ids is None else student.shape[:-1], student.device
     checks.advantages(advantages, lead, device, dtype)
     active = step_mask(step_ids, lead, device)
-    trajectories = None if trajectory_ids is None else checks.trajectories(trajectory_ids, lead, device)
+    if trajectory_ids is not None:
+        checks.trajectories(trajectory_ids, lead, device)
     budget = step_norm != "none" and lambda_mix > 0
     if segments is not None:
         checks.segments(segments, lead, device, step_ids)
     elif budget and step_ids is not None:
-        segments = _segments(step_ids, trajectories, step_norm)
+        segments = _segments(step_ids, trajectory_ids, step_norm)
 
     entropies = None
     if ids is None:
         checks.logprob_options(temperature, entropy)
-        s_logp, t_logp = (x.detach().to(dtype).where(active, 0) for x in (student, teacher))
+        s_logp, t_logp = constant(student, dtype), constant(teacher, dtype)
     else:
         checks.token_ids(ids, lead, device)
         temperature = checks.temperature(temperature, lead, device)
         scored = registry.score_rows([student, teacher], ids, active, temperature, entropy, backend)
-        s_logp, _, s_entropy, t_logp, _, t_entropy = scored.flatten(0, 1).unbind(0)
-        entropies = (s_entropy, t_entropy) if entropy else None
-    if advantages.dtype != dtype or advantages.requires_grad:
-        advantages = advantages.detach().to(dtype)
+        s_logp, t_logp = scored[0, 0], scored[1, 0]
+        entropies = (scored[0, 2], scored[1, 2]) if entropy else None
     planes, packed = registry.shape_rows(
-        s_logp, t_logp, advantages, active, segments if budget else None, alpha_clip, lambda_mix, weight_fn, step_norm,
-        backend,
+        s_logp, t_logp, constant(advantages, dtype), active, segments if budget else None, alpha_clip, lambda_mix,
+        weight_fn, step_norm, backend,
     )  # fmt: skip
-    shaped, weights, delta, scale = planes.unbind(0)
-    return ShapedAdvantages(shaped, weights, delta, s_logp, t_logp, entropies, scale, ShapingStats(packed))
+    return ShapedAdvantages(planes, s_logp, t_logp, entropies, ShapingStats(packed))
+
+
+def constant(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x`` without its history, in ``dtype``."""
+    if x.requires_grad:
+        x = x.detach()
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def step_mask(step_ids: Tensor | None, lead: torch.Size, device: torch.device) -> Tensor:
@@ -149,10 +155,10 @@ def step_mask(step_ids: Tensor | None, lead: torch.Size, device: torch.device) -
     return step_ids >= 0
 
 
-def _segments(step_ids: Tensor, trajectories: Tensor | None, step_norm: str) -> StepSegments:
-    if trajectories is None:
+def _segments(step_ids: Tensor, trajectory_ids: Tensor | None, step_norm: str) -> StepSegments:
+    if trajectory_ids is None:
         raise ValueError(
             f"trajectory_ids must be given with step_ids when step_norm is {step_norm!r} (they say which rows form a "
             "trajectory), got None; pass them or step_norm='none'"
         )
-    return registry.step_segments(step_ids.reshape(-1), trajectories.reshape(-1))
+    return step_segments(step_ids, trajectory_ids)

@@ -37,21 +37,23 @@ def score_rows(
     entropy: bool,
     normaliser: bool = False,
 ) -> Tensor:
-    """(K, 3, B, R) log-prob, log-sum-exp and entropy from K logits tensors (B, R, V); see ``dispatch.Backend``.
+    """(K, 3, ...) log-prob, log-sum-exp and entropy from K logits tensors (B, R, V); see ``dispatch.Backend``.
 
-    With ``normaliser`` (K, 5, B, R), the last two channels being its peak and log-mass. float64 for float64 logits,
+    With ``normaliser`` (K, 5, ...), the last two channels being its peak and log-mass. float64 for float64 logits,
     else float32. Ids outside [0, V) give a NaN log-prob. Only active rows are read.
     """
     dtype = torch.float64 if logits[0].dtype == torch.float64 else torch.float32
-    channels = 5 if normaliser else 3
-    out = torch.zeros((len(logits), channels, *active.shape), dtype=dtype, device=active.device)
+    channels, lead, block = 5 if normaliser else 3, active.shape, logits[0].shape[:2]
+    ids, active = ids.view(block), active.view(block)
+    temperature = temperature if isinstance(temperature, float) else temperature.view(block)
+    out = torch.zeros((len(logits), channels, *block), dtype=dtype, device=active.device)
     for b, r in _chunks(active, logits[0].shape[-1]):
         divisor = temperature if isinstance(temperature, float) else temperature[b, r].to(dtype)[:, None]
         for model, x in enumerate(logits):
             values = _row_statistics(x[b, r].to(dtype), ids[b, r], divisor, entropy)
             for channel, value in enumerate(values[:channels]):
                 out[model, channel, b, r] = value
-    return out
+    return out.view(len(logits), channels, *lead)
 
 
 def _chunks(rows: Tensor, vocab: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -156,7 +158,11 @@ def shape_rows(
     weight_fn: str,
     step_norm: str,
 ) -> tuple[Tensor, Tensor]:
-    """(4, M) shaped, weight, delta, scale and (17,) statistics from (M,) log-probs; see ``dispatch.Backend``."""
+    """(4, ...) shaped, weight, delta, scale and (17,) statistics from (...) log-probs; see ``dispatch.Backend``."""
+    lead = active.shape
+    student_logprobs, teacher_logprobs, advantages, active = (
+        x.reshape(-1) for x in (student_logprobs, teacher_logprobs, advantages, active)
+    )
     delta = (teacher_logprobs - student_logprobs).where(active, 0)
     # sign(0) * inf would be NaN, but a token without advantage keeps w = 1 however large the gap is.
     sign = advantages.sign().where(~advantages.isnan(), advantages)  # torch's sign of NaN is 0
@@ -172,7 +178,8 @@ def shape_rows(
         scale, factors = _budget(values, segments)
         shaped = (shaped * scale).where(active, shaped)
     statistics = _statistics(delta, weight, active, alpha_clip, factors)
-    return torch.stack((shaped.to(delta.dtype), weight, delta, scale.to(delta.dtype))), statistics
+    planes = torch.stack((shaped.to(delta.dtype), weight, delta, scale.to(delta.dtype)))
+    return planes.view(4, *lead), statistics
 
 
 def _budget(values: Tensor, segments: StepSegments) -> tuple[Tensor, Tensor]:

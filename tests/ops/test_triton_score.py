@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from stepopsd.ops.triton import availability, score_rows
+from stepopsd.ops.triton.availability import _imported
 from stepopsd.ops.triton.table import OVERRIDE, TABLE, Launch, launch_for
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -418,6 +419,7 @@ def test_the_reasons_why_triton_cannot_run(monkeypatch: pytest.MonkeyPatch) -> N
         assert "TRITON_INTERPRET=1" in str(availability("cpu"))
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "triton", None)
+        _imported.cache_clear()
         assert "cannot be imported" in str(availability("cuda"))
 
 

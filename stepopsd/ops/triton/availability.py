@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 
 MINIMUM_TRITON = (3, 3)  # tuples in kernels
@@ -23,14 +24,21 @@ def availability(device_type: str) -> str | None:
     if device_type == "cpu" and not interpreted:
         return "on 'cpu' the Triton kernels run only in the interpreter: set TRITON_INTERPRET=1 before the start"
     try:
-        import triton
-        import triton.language as tl
+        version, compiling = _imported()
     except ImportError as error:
         return f"triton cannot be imported ({error}): install the triton that belongs to this torch"
-    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
     if version < MINIMUM_TRITON:
-        return f"triton {triton.__version__} is too old: 3.3 or newer is needed"
-    # The decorator decides at import between compiling and interpreting, for Triton's own functions too.
-    if interpreted and type(tl.sum).__name__ != "InterpretedFunction":
+        return f"triton {'.'.join(map(str, version))} is too old: 3.3 or newer is needed"
+    if interpreted and compiling:
         return "TRITON_INTERPRET=1 was set after triton had been imported: set it before the start"
     return None
+
+
+@functools.cache
+def _imported() -> tuple[tuple[int, ...], bool]:
+    """The version, and whether Triton's own functions are compiled: their decorator decides that at import."""
+    import triton
+    import triton.language as tl
+
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    return version, type(tl.sum).__name__ != "InterpretedFunction"

@@ -38,16 +38,16 @@ def score_rows(
 
     Args:
         logits: one or two tensors (B, R, V) bf16, fp16 or fp32; any stride over B and R, stride 1 over V.
-        ids: (B, R) int64 selected tokens, contiguous.
-        active: (B, R) bool, the rows to score, contiguous.
-        temperature: divides the logits, > 0; a number, or one for each row, (B, R) fp32, contiguous.
+        ids: (...) int64 selected tokens, B·R of them, contiguous.
+        active: (...) bool, the rows to score, contiguous.
+        temperature: divides the logits, > 0; a number, or one for each row, (...) fp32, contiguous.
         entropy: also compute entropies.
         normaliser: also return what ``gradient_rows`` needs.
         launch: launch shape, by default the device's row of the table.
 
     Returns:
-        (K, 3, B, R) fp32: log-prob of the id, log-sum-exp of logits / temperature, entropy in nats (0 unless asked
-        for). With ``normaliser`` (K, 5, B, R): also peak and log-mass in base 2, with
+        (K, 3, ...) fp32: log-prob of the id, log-sum-exp of logits / temperature, entropy in nats (0 unless asked
+        for). With ``normaliser`` (K, 5, ...): also peak and log-mass in base 2, with
         sum_j 2^(x_j * log2(e) / temperature - peak) = 2^log_mass.
 
     Example:
@@ -74,7 +74,7 @@ def _score(logits: Sequence[Tensor], ids: Tensor, active: Tensor, temperature: f
     from stepopsd.ops.triton.score_kernels import merge_kernel, score_kernel
 
     first, second = logits[0], logits[-1]
-    count, rows, inner, vocab = len(logits), ids.numel(), ids.shape[1], first.shape[2]
+    count, rows, inner, vocab = len(logits), ids.numel(), *first.shape[1:]
     sizes, width = (count, out.shape[1], rows), VECTOR_BYTES // first.element_size()
     splits, chunk = launch.split(vocab)
     partial = out if splits == 1 else out.new_empty((4, splits, count * rows))

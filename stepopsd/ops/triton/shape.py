@@ -34,10 +34,10 @@ def shape_rows(
     follow from its own tokens alone, and two runs give the same bits.
 
     Args:
-        student_logprobs: (M,) fp32, contiguous.
-        teacher_logprobs: (M,) fp32, contiguous.
-        advantages: (M,) fp32, contiguous.
-        active: (M,) bool, contiguous; the tokens to shape. With segments these must be the tokens in steps.
+        student_logprobs: (...) fp32, contiguous.
+        teacher_logprobs: (...) fp32, contiguous.
+        advantages: (...) fp32, contiguous.
+        active: (...) bool, contiguous; the tokens to shape. With segments these must be the tokens in steps.
         segments: steps of the budget, or None for no budget.
         alpha_clip: half-width of the weight's clip range around 1.
         lambda_mix: share of the weight in the blend, in [0, 1]; 0 returns the advantages bit for bit.
@@ -45,7 +45,7 @@ def shape_rows(
         step_norm: ``"equal_step_mean_abs"`` or ``"equal_step_ratio"``; only read with segments.
 
     Returns:
-        (4, M) fp32: shaped, weight, delta, scale; and (17,) float64, the statistics in the order of
+        (4, ...) fp32: shaped, weight, delta, scale; and (17,) float64, the statistics in the order of
         ``results.STATISTICS``.
 
     Example:
@@ -57,7 +57,7 @@ def shape_rows(
 
     tokens, device = advantages.numel(), advantages.device
     programs = max(1, min(PROGRAMS, -(-tokens // TOKENS_PER_PROGRAM)))
-    planes = torch.empty((4, tokens), dtype=torch.float32, device=device)
+    planes = torch.empty((4, *advantages.shape), dtype=torch.float32, device=device)
     statistics = torch.empty(len(STATISTICS), dtype=torch.float64, device=device)
     records = torch.empty((len(STATISTICS), programs), dtype=torch.float64, device=device)
     ratio = step_norm == "equal_step_ratio" and segments is not None
