@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from stepopsd.train.checks import choice, closed, positive
 
@@ -36,6 +36,71 @@ class HindsightConfig:
         choice("credit.hindsight.render", self.render, ("actions", "full"))
         choice("credit.hindsight.rows_without_peer", self.rows_without_peer, ("score", "skip"))
         closed("credit.hindsight.max_tokens", self.max_tokens, 0, 1 << 20)
+
+
+def _prefix() -> HindsightConfig:
+    return HindsightConfig(placement="prefix")
+
+
+def _peer_only() -> HindsightConfig:
+    return HindsightConfig(label=False, placement="prefix", rows_without_peer="skip")
+
+
+@dataclass(frozen=True, slots=True)
+class RlsdConfig:
+    """RLSD (arXiv 2604.03128).
+
+    Attributes:
+        clip: ε, half-width of the weights' range around 1.
+        lambda_mix, lambda_decay_updates, diagnose_every: As of stepopsd.
+        teacher, teacher_refresh_every, hindsight: As of stepopsd; the teacher scores every sampled token.
+    """
+
+    clip: float = 0.2
+    lambda_mix: float = 0.5
+    lambda_decay_updates: int = 100
+    diagnose_every: int = 0
+    teacher: Literal["live", "stale"] = "live"
+    teacher_refresh_every: int = 10
+    hindsight: HindsightConfig = field(default_factory=_prefix)
+
+    def __post_init__(self) -> None:
+        closed("credit.rlsd.clip", self.clip, 0.0, 1.0, low_open=True)
+        closed("credit.rlsd.lambda_mix", self.lambda_mix, 0.0, 1.0)
+        closed("credit.rlsd.lambda_decay_updates", self.lambda_decay_updates, 0, 1 << 30)
+        closed("credit.rlsd.diagnose_every", self.diagnose_every, 0, 1 << 30)
+        _check_teacher("credit.rlsd", self)
+
+
+@dataclass(frozen=True, slots=True)
+class SdarConfig:
+    """SDAR (arXiv 2605.15155).
+
+    Attributes:
+        coefficient: Weight of the gated term.
+        beta: Sharpness of the gate; 0 makes it ½ everywhere (GRPO + OPSD).
+        teacher, teacher_refresh_every, hindsight: As of stepopsd; the teacher scores every sampled token. A pull
+            towards a teacher that was only told of a failure would teach the failure: rows without peer are skipped.
+    """
+
+    coefficient: float = 0.01
+    beta: float = 5.0
+    teacher: Literal["live", "stale"] = "live"
+    teacher_refresh_every: int = 10
+    hindsight: HindsightConfig = field(default_factory=_peer_only)
+
+    def __post_init__(self) -> None:
+        positive("credit.sdar.coefficient", self.coefficient)
+        closed("credit.sdar.beta", self.beta, 0.0, 1e6)
+        _check_teacher("credit.sdar", self)
+
+
+Section: TypeAlias = "CreditConfig | RlsdConfig | SdarConfig"
+
+
+def _check_teacher(prefix: str, options: Section) -> None:
+    choice(f"{prefix}.teacher", options.teacher, ("stale", "live"))
+    closed(f"{prefix}.teacher_refresh_every", options.teacher_refresh_every, 0, 1 << 30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +139,13 @@ class CreditConfig:
     diagnose_every: int = 0
     control: Literal["none", "shuffled_advantages", "shuffled_teacher"] = "none"
     hindsight: HindsightConfig = field(default_factory=HindsightConfig)
+    rlsd: RlsdConfig = field(default_factory=RlsdConfig)
+    sdar: SdarConfig = field(default_factory=SdarConfig)
 
     def __post_init__(self) -> None:
         _check_names(self.names, self)
+        for name in self.names:
+            _check_hindsight(name, self.teacher_options(name))
         choice("credit.statistics", self.statistics, ("row", "trajectory"))
         choice("credit.dynamic_sampling", self.dynamic_sampling, ("off", "drop"))
         choice("credit.span", self.span, ("action_only", "clean_step_no_observation", "answer_only"))
@@ -95,9 +164,10 @@ class CreditConfig:
         """The methods of ``name``."""
         return tuple(self.name.split("+"))
 
-    def teacher_options(self, name: str) -> CreditConfig | None:
+    def teacher_options(self, name: str) -> Section | None:
         """The section with the teacher of a method, or None where it has none."""
-        return self if name == "stepopsd" else None
+        section = self if name == "stepopsd" else getattr(self, name, None)
+        return section if hasattr(section, "hindsight") else None
 
     @property
     def has_stale_teacher(self) -> bool:
@@ -107,7 +177,7 @@ class CreditConfig:
 
 
 #: Every method, and what it is: see ``CreditMethod.role``.
-METHODS = {"grpo": "base", "stepopsd": "factor"}
+METHODS = {"grpo": "base", "rlsd": "factor", "sdar": "auxiliary", "stepopsd": "factor"}
 
 
 def _check_names(names: tuple[str, ...], config: CreditConfig) -> None:
@@ -126,4 +196,20 @@ def _check_names(names: tuple[str, ...], config: CreditConfig) -> None:
         raise ValueError(
             f"credit.name {config.name}: at most one method may keep a stale teacher, got {' and '.join(stale)}; "
             "set the other's teacher to live"
+        )
+
+
+def _check_hindsight(name: str, options: Section | None) -> None:
+    """Raise ValueError where a method's teacher would never know more than the policy."""
+    if options is None:
+        return
+    told, section = options.hindsight, "credit" if name == "stepopsd" else f"credit.{name}"
+    if told.rows_without_peer == "skip" and not told.peer:
+        raise ValueError(
+            f"{section}.hindsight.peer must be true where rows_without_peer is skip: no row would have a teacher"
+        )
+    if options.teacher == "live" and not (told.label or told.peer):
+        raise ValueError(
+            f"credit.name {name} needs a privileged context: {section}.hindsight.label and .peer are both false, and a "
+            "live teacher that is told nothing is the policy itself"
         )

@@ -135,7 +135,10 @@ class PolicyStep:
             origin, mask, part.input_ids[mask], states, logprobs, weights[mask],
             self.config.rollout.temperature, lambda name, value, count: self._means[name].add(value, count),
         )  # fmt: skip
-        return result.loss if extra is None else result.loss + extra
+        if extra is None:
+            return result.loss
+        sums["auxiliary_loss"] += float(extra.detach())
+        return result.loss + extra
 
 
 class _Mean:

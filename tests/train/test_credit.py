@@ -11,6 +11,8 @@ import torch
 from stepopsd.credit import AuxiliaryLoss, CreditMethod, CreditResult, base
 from stepopsd.credit.base import broadcast_advantages
 from stepopsd.train import credit_config, extras
+from stepopsd.train.config import RunConfig
+from stepopsd.train.config_io import from_tree
 from tests.train.test_trainer import config, log, model, parameters, train
 
 __all__ = ["model"]  # the fixture
@@ -97,11 +99,23 @@ def test_an_auxiliary_term_trains_rows_without_advantage(model, tmp_path, monkey
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("magic", "one of grpo, .*stepopsd, or several joined by '\\+', got 'magic'"),
+        ("magic", "one of .*grpo, .*stepopsd, or several joined by '\\+', got 'magic'"),
         ("stepopsd+stepopsd", "name a method once"),
         ("grpo+", "got 'grpo\\+'"),
+        ("stepopsd+sdar", "at most one method may keep a stale teacher, got stepopsd and sdar"),
     ],
 )
 def test_impossible_names_are_refused(name, message):
     with pytest.raises(ValueError, match=message):
-        credit_config.CreditConfig(name=name)
+        credit_config.CreditConfig(name=name, sdar=credit_config.SdarConfig(teacher="stale"))
+
+
+@pytest.mark.parametrize("name", ["rlsd", "sdar"])
+def test_a_teacher_that_is_told_nothing_is_refused(name):
+    section = {"hindsight": {"label": False, "peer": False, "rows_without_peer": "score"}}
+    with pytest.raises(ValueError, match=f"credit.name {name} needs a privileged context: credit.{name}.hindsight"):
+        from_tree(RunConfig, {"credit": {"name": name, name: section}})
+    assert from_tree(RunConfig, {"credit": {"name": "grpo", name: section}}).credit.name == "grpo"
+    section = {"hindsight": {"peer": False, "rows_without_peer": "skip"}}
+    with pytest.raises(ValueError, match=f"credit.{name}.hindsight.peer must be true where rows_without_peer is skip"):
+        from_tree(RunConfig, {"credit": {"name": name, name: section}})
