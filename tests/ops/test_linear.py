@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import doctest
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 import stepopsd
 from stepopsd.ops import linear, linear_head, linear_loss, linear_ops
@@ -21,32 +19,11 @@ from stepopsd.ops.linear import linear_shape_advantages, linear_token_logprobs
 from stepopsd.ops.linear_head import Head, default_chunk_rows
 from stepopsd.ops.linear_rows import Tokens
 from stepopsd.ops.logprobs import token_logprobs
-from stepopsd.ops.shaping import shape_advantages
 from tests.ops.conftest import BackendUnderTest
+from tests.ops.linear_cases import CHUNK, ROWS, H, N, V, errors, leaves, memory, products, reference, tensors
 from tests.ops.strategies import lay_out
 
 LAYOUTS = ("contiguous", "shifted", "padded", "transposed", "three_strides", "flat")
-
-
-def tensors(seed: int = 0, n: int = 2, t: int = 5, h: int = 12, v: int = 37, dtype: torch.dtype = torch.float32) -> Any:
-    """Hidden (n, t, h), weight (v, h), bias (v,), ids and mask (n, t)."""
-    rng = torch.Generator().manual_seed(seed)
-    hidden, weight, bias = (torch.randn(s, generator=rng).to(dtype) for s in ((n, t, h), (v, h), (v,)))
-    return hidden, weight, bias, torch.randint(v, (n, t), generator=rng), torch.rand((n, t), generator=rng) < 0.6
-
-
-def leaves(*xs: Tensor) -> list[Tensor]:
-    return [x.detach().clone().requires_grad_() for x in xs]
-
-
-def reference(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, temperature: float | Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-prob, log-sum-exp and entropy through autograd, in float64."""
-    z = hidden.double() @ weight.double().t() + (0 if bias is None else bias.double())
-    z = z / (temperature[..., None].double() if isinstance(temperature, Tensor) else temperature)
-    log_p = z.log_softmax(-1)
-    return log_p.gather(-1, ids[..., None])[..., 0], z.logsumexp(-1), -(log_p.exp() * log_p).sum(-1)
 
 
 @st.composite
@@ -112,10 +89,6 @@ def test_equals_the_op_on_logits(backend: BackendUnderTest, dtype: torch.dtype) 
     torch.testing.assert_close(got.entropy, want.entropy, atol=1e-5 if dtype == torch.float32 else 0.06, rtol=0)
 
 
-def errors(got: Any, want: Any) -> list[float]:
-    return [float((x.double() - y.double()).norm()) for x, y in zip(got, want, strict=True)]
-
-
 @pytest.mark.parametrize("chunk_rows", [1, 32, None])
 @pytest.mark.parametrize("fp32_logits", [False, True])
 def test_bf16_gradients_are_no_worse_than_eager_bf16(fp32_logits: bool, chunk_rows: int | None) -> None:
@@ -167,23 +140,6 @@ def test_a_float32_head_on_bf16_states() -> None:
         torch.testing.assert_close(x, y.to(x.dtype))
 
 
-def memory(call: Callable[[], Any]) -> tuple[int, int]:
-    """Most bytes that ``call`` holds at a time, and the largest single piece, as PyTorch's allocator has them."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        call()
-    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = peak = largest = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak, largest = max(peak, held), max(largest, event.nbytes())
-    assert events
-    return peak, largest
-
-
-N, H, V, ROWS = 512, 32, 8192, 16
-CHUNK = ROWS * V * 4  # 512 KiB; all logits are 16 MiB
-
-
 @pytest.mark.parametrize("masked", [False, True])
 def test_forward_needs_the_memory_of_one_chunk(masked: bool) -> None:
     hidden, weight, _, ids, mask = tensors(n=1, t=N, h=H, v=V)
@@ -216,13 +172,6 @@ def test_narrow_logits_are_never_widened_as_a_whole() -> None:
     scored = linear_token_logprobs(hidden, weight, ids, bias=bias, fp32_logits=True, chunk_rows=32, backend="torch")
     _, largest = memory(lambda: torch.autograd.grad(scored.logprobs.sum(), (hidden, weight, bias)))
     assert largest <= max(32 * len(weight) * 4, 4 * weight.numel())
-
-
-def products(call: Callable[[], Any]) -> int:
-    """Number of matrix products in ``call``."""
-    with profile(activities=[ProfilerActivity.CPU]) as seen:
-        call()
-    return sum(e.count for e in seen.key_averages() if e.key in ("aten::mm", "aten::addmm"))
 
 
 @pytest.mark.parametrize(("wanted", "count"), [("hidden", 2), ("weight", 2), ("bias", 1), ("hidden weight", 3)])
@@ -481,75 +430,6 @@ def test_bad_input_is_named(changes: dict[str, Any], error: type[Exception], mes
     }  # fmt: skip
     with pytest.raises(error, match=message):
         linear_token_logprobs(**arguments)
-
-
-def two_models(dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
-    student, student_head, student_bias, ids, mask = tensors(dtype=dtype)
-    teacher, teacher_head, _, _, _ = tensors(seed=1, h=20, dtype=dtype)
-    steps = torch.tensor([[0, 0, 1, 1, 2], [0, 1, 1, 2, 2]]).where(mask, -1)
-    advantages = torch.randn(mask.shape, generator=torch.Generator().manual_seed(2))
-    return student, student_head, student_bias, teacher, teacher_head, ids, advantages, steps
-
-
-@pytest.mark.parametrize("bound", [None, 9])
-def test_shaping_equals_the_op_on_logits(backend: BackendUnderTest, bound: int | None) -> None:
-    student, head, bias, teacher, teacher_head, ids, advantages, steps = (x.to(backend.device) for x in two_models())
-    options: dict[str, Any] = {
-        "trajectory_ids": torch.arange(2, device=steps.device), "temperature": 0.8, "entropy": True, "lambda_mix": 0.5,
-        "weight_fn": "exp", "backend": backend.name,
-    }  # fmt: skip
-    got = linear_shape_advantages(
-        student, head, teacher, teacher_head, ids, advantages, steps, student_bias=bias, max_active=bound,
-        chunk_rows=2, **options,
-    )  # fmt: skip
-    want = shape_advantages(
-        student @ head.t() + bias, teacher @ teacher_head.t(), ids, advantages, steps, **options
-    )  # fmt: skip
-    for name in ("advantages", "weights", "delta", "student_logprobs", "teacher_logprobs", "step_scale"):
-        torch.testing.assert_close(getattr(got, name), getattr(want, name), atol=2e-5, rtol=1e-5)
-    assert got.entropies is not None
-    assert want.entropies is not None
-    for x, y in zip(got.entropies, want.entropies, strict=True):
-        torch.testing.assert_close(x, y, atol=2e-5, rtol=1e-5)
-    assert got.stats.as_dict() == pytest.approx(want.stats.as_dict(), abs=1e-4)
-
-
-def test_models_may_differ_in_dtype_and_padding() -> None:
-    student, head, _, teacher, teacher_head, ids, advantages, steps = two_models()
-    teacher, teacher_head = teacher.bfloat16(), torch.cat((teacher_head, torch.full((3, 20), 0.1))).bfloat16()
-    got = linear_shape_advantages(student, head, teacher, teacher_head, ids, advantages, steps, step_norm="none")
-    want = linear_token_logprobs(teacher, teacher_head, ids, mask=steps >= 0).logprobs
-    torch.testing.assert_close(got.teacher_logprobs, want)
-    assert got.entropies is None
-
-
-def test_one_model_on_both_sides_gives_exactly_no_difference() -> None:
-    student, head, _, _, _, ids, advantages, steps = two_models(torch.bfloat16)
-    got = linear_shape_advantages(student, head, student, head, ids, advantages, steps, step_norm="none")
-    assert not got.delta.any()
-    assert torch.equal(got.advantages, advantages)
-
-
-def test_shaping_holds_one_chunk_for_both_models() -> None:
-    student, head, _, ids, _ = tensors(n=1, t=N, h=H, v=V)
-    advantages = torch.ones(1, N)
-    peak, largest = memory(
-        lambda: linear_shape_advantages(student, head, student, head, ids, advantages, chunk_rows=ROWS)
-    )
-    assert largest <= CHUNK
-    assert peak <= CHUNK * 5 + 500 * N < N * V * 4
-
-
-def test_shaping_names_mistakes() -> None:
-    student, head, _, teacher, teacher_head, ids, advantages, steps = two_models()
-    with pytest.raises(ValueError, match=r"teacher_hidden must have the leading shape of student_hidden \(2, 5\)"):
-        linear_shape_advantages(student, head, teacher[:1], teacher_head, ids, advantages, steps)
-    with pytest.raises(ValueError, match=r"teacher_weight must have shape \(V, 20\)"):
-        linear_shape_advantages(student, head, teacher, head, ids, advantages, steps)
-    with pytest.raises(ValueError, match="trajectory_ids must be given"):
-        linear_shape_advantages(student, head, teacher, teacher_head, ids, advantages, steps)
-    with pytest.raises(IndexError, match=r"token_ids must lie in \[0, 30\)"):
-        linear_shape_advantages(student, head, teacher, teacher_head[:30], ids.fill_(31), advantages, step_norm="none")
 
 
 def test_examples_run() -> None:

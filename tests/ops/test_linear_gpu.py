@@ -11,7 +11,7 @@ from torch import Tensor
 from stepopsd.ops import dispatch
 from stepopsd.ops.linear import linear_token_logprobs
 from stepopsd.ops.linear_loss import linear_grpo_loss
-from tests.ops.test_linear import errors, leaves, reference, tensors
+from tests.ops.linear_cases import errors, leaves, reference, tensors
 
 pytestmark = [
     pytest.mark.gpu,

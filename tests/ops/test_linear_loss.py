@@ -16,7 +16,7 @@ from stepopsd.ops.linear_loss import linear_grpo_loss
 from stepopsd.ops.losses import LOSSES
 from stepopsd.ops.policy_loss import PolicyLoss, grpo_loss
 from tests.ops.conftest import BackendUnderTest
-from tests.ops.test_linear import errors, leaves, memory, products, tensors
+from tests.ops.linear_cases import errors, leaves, memory, products, tensors
 
 
 def targets(shape: tuple[int, ...], seed: int = 5) -> dict[str, Tensor]:
