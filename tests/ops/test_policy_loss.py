@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import stepopsd
-from stepopsd.ops import dispatch, gradients, losses, policy_loss
+from stepopsd.ops import dispatch, gradient_ops, gradients, losses, policy_loss
 from stepopsd.ops.policy_loss import grpo_loss
 from stepopsd.ops.reference_loss import policy_loss_reference
 from tests.ops.conftest import BackendUnderTest
@@ -387,14 +387,26 @@ def test_transforms_are_refused() -> None:
         torch.func.grad(lambda x: grpo_loss(x, **tensors).loss)(logits)
 
 
+def test_the_custom_op_of_losses_in_one_visit_passes_opcheck() -> None:
+    if not dispatch.fuses_losses("auto", "cpu", torch.float32):
+        pytest.skip(str(dispatch.unavailable("cpu", "cpu")))
+    x = {name: y.nan_to_num(0.1) if y.is_floating_point() else y for name, y in batch().items()}
+    ids, mask, old, advantages = (x[name] for name in ("token_ids", "mask", "old_logprobs", "advantages"))
+    weights, numbers = torch.ones_like(advantages), [0.2, 0.2, 0.0, 0.1, 0.1]
+    for temperatures in (None, torch.full(ids.shape, 0.7)):
+        arguments = (x["logits"], ids, mask, old, old, advantages, weights, "grpo", numbers, 0.9, temperatures, "cpu")
+        torch.library.opcheck(gradient_ops.loss_op, arguments)
+
+
 @pytest.mark.parametrize("engine", ["aot_eager", "inductor"])
-def test_compiles_into_one_graph(engine: str) -> None:
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+def test_compiles_into_one_graph(engine: str, backend: str) -> None:
     tensors = {name: x.nan_to_num(0.1) if x.is_floating_point() else x for name, x in batch().items()}
     hidden = tensors.pop("logits")
     weight = torch.eye(31).requires_grad_()
 
     def total(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        result = grpo_loss(hidden @ w, **tensors, kl_coef=0.1, entropy_coef=0.1, inplace=True, backend="torch")
+        result = grpo_loss(hidden @ w, **tensors, kl_coef=0.1, entropy_coef=0.1, inplace=True, backend=backend)
         return result.loss * 3, result.metrics.packed
 
     want, want_metrics = total(weight)
