@@ -215,4 +215,6 @@ def test_a_broken_kernel_is_noticed(name: str, request: pytest.FixtureRequest, t
     link([*tmp_path.glob("*.o"), *others], build.sanitizer, tmp_path / "driver")
     done = run(tmp_path / "driver", [mutation.case])
     assert done.returncode != 0
-    assert mutation.sign in done.stdout + done.stderr
+    output = done.stdout + done.stderr
+    # A write past the end is noticed as the one or the other, as the end of the memory lies.
+    assert mutation.sign in output or (mutation.sign == OVERFLOW and "a misaligned 16-byte" in output)
