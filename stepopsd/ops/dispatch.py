@@ -213,9 +213,10 @@ def resolve_kernel(kernel: str, backend: str, device_type: str, dtype: torch.dty
         if reason is not None:
             raise ValueError(f"backend {name!r} does not compute {kernel}: {reason}")
         return name
-    candidates = _PREFERENCE.get(device_type, ("torch",))
-    usable = (name for name in candidates if unavailable(name, device_type, dtype) is None)
-    return next(name for name in usable if lacks(name, kernel) is None)
+    for name in _PREFERENCE.get(device_type, ()):
+        if unavailable(name, device_type, dtype) is None and lacks(name, kernel) is None:
+            return name
+    return "torch"
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
