@@ -144,6 +144,8 @@ def _differences(
 
 
 def _figure(record: Record, name: str) -> float | None:
+    if record.get("status") == "infra_error":  # not played
+        return None
     if name == "success":
         return float(record["success"])
     if name == "steps":

@@ -115,17 +115,20 @@ def summarise(records: Iterable[Record]) -> list[Record]:
     Returns:
         Success with its interval (``panel_interval``; ``macro`` is the plain mean over task types), mean steps of all
         and of won episodes, the share of valid actions, counts of invalid actions and of every status, and the mean
-        of every score that the environment gave.
+        of every score that the environment gave. Episodes that lost their infrastructure are counted
+        (``infra_errors``) and otherwise left out.
     """
     sets: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         sets.setdefault((record["panel"], record["decoding"]), []).append(record)
     rows = []
     for (name, decoding), members in sets.items():
+        lost = sum(r["status"] == "infra_error" for r in members)  # not played, so neither won nor failed
+        members = [r for r in members if r["status"] != "infra_error"] or members
         kinds = {kind: [r for r in members if r["kind"] == kind] for kind in sorted({r["kind"] for r in members})}
         head = {"panel": name, "decoding": decoding, "temperature": members[0]["temperature"]}
         macro = fmean(fmean(r["success"] for r in part) for part in kinds.values())
-        rows.append({**head, "kind": "all", **_figures(members), "macro": macro})
+        rows.append({**head, "kind": "all", **_figures(members), "macro": macro, "infra_errors": lost})
         rows += [{**head, "kind": kind, **_figures(part)} for kind, part in kinds.items()]
     return rows
 
@@ -174,6 +177,7 @@ def format_summary(rows: Sequence[Record]) -> str:
         ends = {k: v for k, v in row["status"].items() if k not in ("success", "failure")}
         if row["kind"] == "all":
             counts = [f"{row['invalid_actions']} invalid actions", f"{row['timeouts']} timeouts"]
+            counts += [f"{row['infra_errors']} lost to infrastructure"] if row["infra_errors"] else []
             counts += [f"{count} {status}" for status, count in ends.items() if status != "time_limit"]
             lines.append(f"  {row['panel']} {row['decoding']}: macro mean {row['macro']:.3f}, {', '.join(counts)}")
     return "\n".join(lines)

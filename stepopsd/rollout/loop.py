@@ -139,6 +139,7 @@ class _Play:
         for slot, episode in starts.items():
             result = opened[slot]
             if isinstance(result, EnvError):
+                episode.trajectory.error = str(result)
                 self._end(episode, status_of(result))
                 continue
             episode.trajectory.goal, episode.observation = result
@@ -201,7 +202,7 @@ class _Play:
     def _take(self, slot: int, episode: _Episode, result: StepResult | EnvError) -> None:
         trajectory = episode.trajectory
         if isinstance(result, EnvError):
-            status = status_of(result)
+            status, trajectory.error = status_of(result), str(result)
         else:
             trajectory.reward += result.reward
             trajectory.success = result.success

@@ -10,6 +10,8 @@ import torch
 from stepopsd.envs.base import Task
 
 STATUSES = ("success", "failure", "step_limit", "context_limit", "time_limit", "env_error", "infra_error")
+#: The environment broke: such episodes say nothing about the policy and leave the loss and the statistics.
+UNUSABLE = ("time_limit", "env_error", "infra_error")
 
 
 @dataclass(slots=True)
@@ -51,6 +53,7 @@ class Trajectory:
         member: Index inside the group.
         reward: Return of the episode (environment reward summed over steps).
         status: One of ``STATUSES``; ``failure`` when the environment ended the episode without success.
+        error: Cause of a status in ``UNUSABLE``.
     """
 
     task: Task
@@ -63,6 +66,7 @@ class Trajectory:
     reward: float = 0.0
     success: bool = False
     status: str = "step_limit"
+    error: str = ""
 
     @property
     def invalid_turns(self) -> int:

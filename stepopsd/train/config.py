@@ -7,10 +7,11 @@ from typing import Literal
 
 from stepopsd.train.checks import choice, closed, positive
 from stepopsd.train.credit_config import CreditConfig, HindsightConfig
+from stepopsd.train.search_config import SearchConfig
 
 __all__ = [
     "CreditConfig", "EnvConfig", "EvalConfig", "HindsightConfig", "LossConfig", "ModelConfig", "OptimConfig",
-    "RolloutConfig", "RunConfig",
+    "RolloutConfig", "RunConfig", "SearchConfig",
 ]  # fmt: skip
 
 Context = Literal["turn", "dialogue"]
@@ -39,7 +40,7 @@ class EnvConfig:
     """Where episodes come from.
 
     Attributes:
-        name: Environment.
+        name: Environment: ``alfworld`` or ``searchqa``, whose own settings are ``search``.
         games: Root of the games; "bundled" for the set shipped with the package, else a folder in ALFWorld's layout
             (``$ALFWORLD_DATA`` style).
         train_split: Split that training draws groups from.
@@ -51,13 +52,15 @@ class EnvConfig:
         step_timeout_s: Wall-clock limit for one environment step.
         episode_timeout_s: Wall-clock limit for one episode's environment time.
         history: Past steps shown in a windowed prompt.
-        think: The prompt asks for <think></think> and the format check demands it.
+        think: The prompt asks for <think></think>; ALFWorld's format check demands it.
+        template_thinking: What templates with such a switch (Qwen3) are told: ``on``, ``off``, or ``auto`` for what
+            ``think`` says. ``off`` with ``think`` reasons in the answer, behind the template's empty block.
         prompt_style: ``full`` sentences for instruction-tuned models, ``compact`` for tiny models with short contexts.
         invalid: What counts as an invalid action: a broken ``format`` (verl-agent's rule), or also an ``inadmissible``
             one, which the environment did not offer.
     """
 
-    name: Literal["alfworld"] = "alfworld"
+    name: Literal["alfworld", "searchqa"] = "alfworld"
     games: str = "bundled"
     train_split: str = "train"
     train_games: int = 0
@@ -68,10 +71,14 @@ class EnvConfig:
     episode_timeout_s: float = 600.0
     history: int = 2
     think: bool = True
+    template_thinking: Literal["auto", "on", "off"] = "auto"
     prompt_style: Literal["full", "compact"] = "full"
     invalid: Literal["format", "inadmissible"] = "format"
+    search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:
+        choice("env.name", self.name, ("alfworld", "searchqa"))
+        choice("env.template_thinking", self.template_thinking, ("auto", "on", "off"))
         choice("env.invalid", self.invalid, ("format", "inadmissible"))
         choice("env.prompt_style", self.prompt_style, ("full", "compact"))
         positive("env.max_steps", self.max_steps)

@@ -17,14 +17,17 @@ from stepopsd.rollout.loop import group_jobs, run_episodes
 from stepopsd.rollout.records import Trajectory
 from stepopsd.train.config import EnvConfig, RunConfig
 from stepopsd.train.policy import Policy
+from stepopsd.train.search import require_infrastructure, search_context, search_pool, search_rules, search_tasks
 
 
 def tasks_of(config: EnvConfig, split: str) -> list[Task]:
-    """The tasks of one split of ``env.games``.
+    """The tasks of one split of ``env.games``, or of ``env.search.data``.
 
     Raises:
         FileNotFoundError: The games, the split or the variable does not exist; the message says what was looked for.
     """
+    if config.name == "searchqa":
+        return search_tasks(config.search, split)
     if config.games == "bundled":
         return list_tasks(bundled_root(), split)
     root = os.path.expandvars(config.games)
@@ -44,7 +47,8 @@ class Episodes:
     def __init__(self, config: RunConfig, policy: Policy) -> None:
         rollout, env = config.rollout, config.env
         self.batch_size = rollout.batch_size or rollout.groups * rollout.group_size
-        self.limits = Limits(env.max_steps, rollout.max_prompt_tokens, rollout.max_response_tokens)
+        steps = search_rules(env.search).max_turns if env.name == "searchqa" else env.max_steps
+        self.limits = Limits(steps, rollout.max_prompt_tokens, rollout.max_response_tokens)
         self.context = _context(config, policy)
         self.engine = TransformersEngine(policy.model)
         self.limits.check_engine(self.engine)
@@ -60,10 +64,14 @@ class Episodes:
         temperature: float,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Trajectory]:
-        """``members`` episodes of every task, in task order; the seeds fix environment and sampling."""
+        """``members`` episodes of every task, in task order; the seeds fix environment and sampling.
+
+        Raises:
+            RuntimeError: Too many of them lost the retriever.
+        """
         if self._pool is None:
             self._pool = _make_pool(self._env, self.batch_size)
-        return run_episodes(
+        played = run_episodes(
             group_jobs(tasks, seeds, members),
             self._pool,
             self.engine,
@@ -73,6 +81,8 @@ class Episodes:
             admissible_only=self._env.invalid == "inadmissible",
             progress=progress,
         )
+        require_infrastructure(played, self._env)
+        return played
 
     def close(self) -> None:
         """Stop the environment workers."""
@@ -82,7 +92,10 @@ class Episodes:
 
 
 def _context(config: RunConfig, policy: Policy) -> ContextPolicy:
-    chat = ChatFormat(policy.tokenizer, enable_thinking=config.env.think)
+    thinking = {"auto": config.env.think, "on": True, "off": False}[config.env.template_thinking]
+    chat = ChatFormat(policy.tokenizer, enable_thinking=thinking)
+    if config.env.name == "searchqa":
+        return search_context(config, chat)
     prompting = Prompting(config.env.history, config.env.think, config.env.prompt_style)
     if config.rollout.context == "turn":
         return TurnContext(chat, prompting)
@@ -90,6 +103,8 @@ def _context(config: RunConfig, policy: Policy) -> ContextPolicy:
 
 
 def _make_pool(config: EnvConfig, size: int) -> EnvPool:
+    if config.name == "searchqa":
+        return search_pool(config.search, size)
     limits = {"step_timeout_s": config.step_timeout_s, "episode_timeout_s": config.episode_timeout_s}
     if config.workers == 0:
         return InlinePool(AlfworldEnv, size, **limits)

@@ -120,11 +120,14 @@ def episode_records(
 
 
 def success_by_kind(records: Iterable[dict[str, Any]]) -> dict[str, tuple[int, int]]:
-    """Task type -> (won, played) of the sampled episodes; ``all`` holds the total."""
+    """Task type -> (won, played) of the sampled episodes; ``all`` holds the total.
+
+    Episodes that lost their infrastructure (``infra_error``) were not played.
+    """
     won: dict[str, int] = defaultdict(int)
     played: dict[str, int] = defaultdict(int)
     for record in records:
-        if record.get("decoding", "sample") != "sample":
+        if record.get("decoding", "sample") != "sample" or record.get("status") == "infra_error":
             continue
         for key in (record["kind"], "all"):
             won[key] += bool(record["success"])

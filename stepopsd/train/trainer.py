@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stepopsd.credit.grpo import group_normalize
 from stepopsd.envs.base import Task
-from stepopsd.rollout.records import Batch, Row, Trajectory
+from stepopsd.rollout.records import UNUSABLE, Batch, Row, Trajectory
 from stepopsd.rollout.rows import build_rows, collate
 from stepopsd.train.checkpoint import TrainState, checkpoints, load_checkpoint, save_checkpoint
 from stepopsd.train.config import RunConfig
@@ -34,7 +34,7 @@ from stepopsd.train.transcripts import choose_transcripts, transcript
 RESUME_MAY_CHANGE = frozenset({
     "run_dir", "device", "checkpoint_every", "keep_checkpoints", "transcripts_every", "transcripts", "resume",
     "optim.updates", "optim.microbatch_tokens", "env.workers", "env.step_timeout_s", "env.episode_timeout_s",
-    "env.games", "model.path",
+    "env.games", "env.search.data", "env.search.retriever", "env.search.max_infra_share", "model.path",
 })  # fmt: skip
 
 
@@ -154,7 +154,7 @@ class Trainer:
         played = self.episodes.play(
             tasks, seeds, self.config.rollout.group_size, temperature=self.config.rollout.temperature
         )
-        usable = [t for t in played if t.turns and t.status not in ("env_error", "time_limit")]
+        usable = [t for t in played if t.turns and t.status not in UNUSABLE]
         if not usable:
             raise RuntimeError(f"every episode of update {update} failed in the environment; first: {played[0].status}")
         return usable, len(played) - len(usable)
@@ -308,4 +308,12 @@ def _rollout_metrics(trajectories: list[Trajectory], batch: Batch, plain: Tensor
         "mixed_groups": len(mixed) / groups.numel(),
         "advantage/std": plain.std(unbiased=False),
         "tokens/generated": int(responses.sum()),
+        **_means(trajectories),
     }
+
+
+def _means(trajectories: list[Trajectory]) -> dict[str, float]:
+    """``env/<name>`` -> mean of a fact of the environment over the trajectories that have it."""
+    facts = [t.facts for t in trajectories]
+    names = sorted({name for own in facts for name in own})
+    return {f"env/{n}": sum(own.get(n, 0.0) for own in facts) / sum(n in own for own in facts) for n in names}

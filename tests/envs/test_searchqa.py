@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepopsd.envs.base import EnvError, EnvInfraError
+from stepopsd.envs.replay import Recording, ReplayMismatch, replay
 from stepopsd.envs.searchqa import SearchPool, SearchPrompting, SearchQAEnv, SearchRules, parse_response
 from stepopsd.envs.searchqa.env import LAST_TURN, NO_ACTION, NO_RESULT
 from stepopsd.envs.searchqa.protocol import information, neutral, render_passage, split_action
@@ -240,6 +241,35 @@ def test_short_answer_of_a_retriever_is_a_failure():
 
     with pytest.raises(EnvInfraError, match="gave 0 results for 1 queries"):
         env(Short()).step(SEARCH)
+
+
+def test_recordings_are_played_again_in_batches_and_go_on_from_there():
+    first = FakeRetriever()
+    pool = SearchPool(first, 3)
+    pool.reset({0: (task(), 0)})
+    seen = pool.step({0: SEARCH})[0].observation
+    records = {
+        0: Recording(task(), 0, (SEARCH,), ("", seen.text)),
+        1: Recording(task(), 0, (SEARCH, "<search>emma</search>"), None),
+        2: Recording(task(), 0, (SEARCH,), ("", "something else")),
+    }
+    again = FakeRetriever()
+    pool = SearchPool(again, 3)
+    answers = pool.replay(records)
+    assert again.batches == [["author of Emma"], ["emma"]]
+    assert answers[0] == ("who wrote emma?", seen)
+    assert isinstance(answers[2], ReplayMismatch)
+    results = pool.step(dict.fromkeys(range(3), ANSWER))
+    assert results[0].success
+    assert results[1].info["searches"] == 2
+    assert results[2] is answers[2]
+
+
+def test_a_recording_that_outlives_its_episode_is_refused():
+    pool = SearchPool(FakeRetriever(), 1)
+    assert isinstance(pool.replay({0: Recording(task(), 0, (ANSWER, SEARCH), None)})[0], ReplayMismatch)
+    assert pool.replay({0: Recording(task(), 0, (), ("",))})[0][0] == "who wrote emma?"
+    assert replay(SearchQAEnv(FakeRetriever()), task(), 0, [SEARCH, ANSWER])[-1].success
 
 
 # questions and prompts

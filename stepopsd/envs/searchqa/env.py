@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from stepopsd.envs.base import EnvError, EnvInfraError, Observation, StepResult, Task
+from stepopsd.envs.replay import Recording, ReplayMismatch
 from stepopsd.envs.searchqa.protocol import SearchObservation, observe, render_passage, split_action
 from stepopsd.envs.searchqa.questions import Question, question_of
 from stepopsd.envs.searchqa.scoring import METRICS, Metric, Scores, contains, score_answer
@@ -94,7 +95,9 @@ class _Episode:
         return " ".join(part for part in (text, LAST_TURN if last else "") if part)
 
     def _facts(self) -> dict[str, Any]:
-        facts: dict[str, Any] = {"searches": self.searches, "hit": float(self.hit), "cut_queries": self.cut_queries}
+        # Unanswered until there is an answer, so that an episode that ends early counts as such.
+        facts: dict[str, Any] = {name: float(value) for name, value in asdict(Scores()).items()}
+        facts |= {"searches": self.searches, "hit": float(self.hit), "cut_queries": self.cut_queries}
         if self.question.support:
             facts["support_recall"] = len(self.seen.intersection(self.question.support)) / len(self.question.support)
         return facts
@@ -209,6 +212,32 @@ class SearchPool:
         for slot, query in queries.items():
             results[slot] = self._settle(slot, query, found[query])
         return {slot: results[slot] for slot in sorted(results)}
+
+    def replay(self, recordings: dict[int, Recording]) -> dict[int, tuple[str, Observation] | EnvError]:
+        """Start episodes at the end of recordings, the searches of each step as one batch; see ``EnvPool``."""
+        answers = self.reset({slot: (r.task, r.seed) for slot, r in recordings.items()})
+        for step in range(1 + max((len(r.actions) for r in recordings.values()), default=0)):
+            results: dict[int, StepResult | EnvError] = {}
+            alive = [slot for slot, answer in answers.items() if not isinstance(answer, EnvError)]
+            going = {slot: recordings[slot] for slot in alive if step <= len(recordings[slot].actions)}
+            if step:
+                results = self.step({slot: recording.actions[step - 1] for slot, recording in going.items()})
+            for slot, recording in going.items():
+                answers[slot] = self._replayed(slot, recording, step, results.get(slot), answers[slot])
+        return answers
+
+    def _replayed(
+        self, slot: int, recording: Recording, step: int, result: StepResult | EnvError | None, answer: Any
+    ) -> tuple[str, Observation] | EnvError:
+        if isinstance(result, EnvError):
+            return result
+        goal, before = answer
+        try:
+            recording.verify(step, before if result is None else result)
+        except ReplayMismatch as mismatch:
+            self._episodes[slot] = mismatch
+            return mismatch
+        return goal, before if result is None else result.observation
 
     def close(self) -> None:
         """Forget the episodes; the retriever stays open."""

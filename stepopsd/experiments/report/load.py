@@ -113,6 +113,7 @@ def load_run(path: Path, *, method: str, position: int = 0) -> Run:
     metrics = _lines(path / "metrics.jsonl", _check_metrics, missing)
     episodes = _lines(path / "evaluations.jsonl", _check_episode, missing)
     episodes = [record for record in episodes if record.get("decoding", "sample") == "sample"]
+    episodes = [record for record in episodes if record.get("status") != "infra_error"]  # not played
     transcripts = _lines(path / "transcripts.jsonl", _check_transcript, missing)
     return Run(
         method=method,

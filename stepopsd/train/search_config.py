@@ -1,0 +1,50 @@
+"""The ``env.search`` section: what an episode of Search-QA allows; no torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from stepopsd.train.checks import choice, closed, positive
+
+
+@dataclass(frozen=True, slots=True)
+class SearchConfig:
+    """Question answering with searches (``env.name: searchqa``).
+
+    Attributes:
+        data: Folder with prepared questions, ``<split>.jsonl`` each (``stepopsd data``); "bundled" for the small
+            closed world that ships with the package. Environment variables are filled in.
+        retriever: Where searches go, see ``retrieval.open_retriever``; "bundled" for that world's passages.
+        top_k: Passages per search.
+        max_searches: Turns in which the policy may search.
+        final_answer_turn: One more turn after these, in which nothing but an answer counts. Search-R1: 4 and true;
+            verl-agent: 4 and false, so four model calls in all. ``env.max_steps`` plays no part.
+        query_words: Longer queries are cut.
+        observation_tokens: Longest block of passages of one search, in whole passages; 0 for no bound of its own.
+        metric: The reward; success is exact match whatever it is.
+        stop_at_action: Drop what is sampled after a closed action, as stop strings do. Without it a response is
+            trained on as a whole, and a second action makes it invalid (verl-agent).
+        max_infra_share: Stop the run when more than this share of the episodes played together lost the retriever.
+    """
+
+    data: str = "bundled"
+    retriever: str = "bundled"
+    top_k: int = 3
+    max_searches: int = 4
+    final_answer_turn: bool = True
+    query_words: int = 64
+    observation_tokens: int = 500
+    metric: Literal["em", "f1", "sub_em", "unicode_em"] = "em"
+    stop_at_action: bool = True
+    max_infra_share: float = 0.05
+
+    def __post_init__(self) -> None:
+        choice("env.search.metric", self.metric, ("em", "f1", "sub_em", "unicode_em"))
+        closed("env.search.top_k", self.top_k, 1, 100)
+        closed("env.search.max_searches", self.max_searches, 0, 1000)
+        positive("env.search.query_words", self.query_words)
+        closed("env.search.observation_tokens", self.observation_tokens, 0, 1 << 20)
+        closed("env.search.max_infra_share", self.max_infra_share, 0.0, 1.0)
+        if not self.max_searches and not self.final_answer_turn:
+            raise ValueError("env.search.max_searches is 0 and env.search.final_answer_turn false: no turn is left")
