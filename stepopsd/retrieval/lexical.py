@@ -14,6 +14,7 @@ from stepopsd.retrieval.tokens import query_words
 
 INSTALL_HINT = "pip install 'stepopsd[retrieval]'"
 RARE_SHARE = 0.01  #: a word in fewer of the passages than this may bring candidates in; commoner ones only add to them
+SMALL = 20_000  #: where fewer passages than this hold any of the words, all of them are scored
 _MOST_TIED = 2048  #: passages looked at to put those of equal score into corpus order
 _DECIMALS = 4  # of a score: the order in which fp32 contributions are added does not reach them
 
@@ -109,7 +110,10 @@ class TantivyIndex:
 
     def _best(self, found: list[tuple[int, str, Any]], limit: int) -> list[tuple[float, Any]]:
         """The ``limit`` best hits. ``found`` is by rising number of passages that hold the word."""
-        common = max(1, next((i for i, (n, *_) in enumerate(found) if n > RARE_SHARE * len(self)), len(found)))
+        common = len(found)
+        if sum(holding for holding, *_ in found) > SMALL:
+            rare = sum(holding <= RARE_SHARE * len(self) for holding, *_ in found)
+            common = max(1, rare)
         while True:
             hits = self._searcher.search(self._plan(found, common), limit, count=False).hits
             if common == len(found):

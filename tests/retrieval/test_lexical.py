@@ -39,6 +39,7 @@ def in_order_of_rounded_scores(answers, k):
 @pytest.mark.parametrize("k", [1, 3, 10])
 def test_answers_are_exact_bm25_whatever_is_left_out_of_the_candidates(index, passages, monkeypatch, rare_share, k):
     # Titles and texts stay below 40 words, where tantivy keeps lengths exactly.
+    monkeypatch.setattr(lexical, "SMALL", 0)
     monkeypatch.setattr(lexical, "RARE_SHARE", rare_share)
     queries = make_queries(150)
     exact = in_order_of_rounded_scores(ExactIndex(passages).search(queries, 100), k)
@@ -48,6 +49,7 @@ def test_answers_are_exact_bm25_whatever_is_left_out_of_the_candidates(index, pa
 
 def test_fewer_words_bring_candidates_in_than_are_asked_for(index, monkeypatch):
     """The shortcut is taken: common words are not looked through when they cannot matter."""
+    monkeypatch.setattr(lexical, "SMALL", 0)
     planned = []
     plan = TantivyIndex._plan
     monkeypatch.setattr(
