@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -110,6 +111,14 @@ class EnvPool(Protocol):
 
     def step(self, actions: dict[int, str]) -> dict[int, StepResult | EnvError]:
         """Play one action in each given slot."""
+        ...
+
+    def release(self, slots: Iterable[int]) -> None:
+        """Give up the episodes in these slots, whether running or not."""
+        ...
+
+    def prefetch(self, upcoming: Sequence[tuple[Task, int]]) -> None:
+        """A hint: the (task, seed) of the episodes that will be started next, in order; changes no result."""
         ...
 
     def close(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +49,12 @@ class Episode:
     used_s: float = 0.0
     over: bool = False
     failure: EnvError | None = None
+    #: Workers that died in its hands since it last went on.
+    crashes: int = 0
+
+    @property
+    def running(self) -> bool:
+        return not self.over and self.failure is None
 
     def recording(self) -> Recording:
         return Recording(self.task, self.seed, tuple(self.actions), tuple(self.seen))
@@ -144,6 +150,15 @@ class SlotPool(ABC):
         alive = [slot for slot in sorted(actions) if self._episodes[slot].failure is None]
         outcomes = self._play({slot: [Move(("step", actions[slot]))] for slot in alive})
         return {slot: self._settle(slot, outcomes.get(slot)) for slot in sorted(actions)}
+
+    def release(self, slots: Iterable[int]) -> None:
+        """Give up the episodes in these slots, whether running or not; what they held is free for others."""
+        for slot in slots:
+            self._episodes.pop(slot, None)
+
+    @abstractmethod
+    def prefetch(self, upcoming: Sequence[tuple[Task, int]]) -> None:
+        """Episodes that will be started next, in order; replaces what an earlier call said and changes no result."""
 
     def _settle(self, slot: int, outcome: Any) -> StepResult | EnvError:
         failure = self._episodes[slot].failure

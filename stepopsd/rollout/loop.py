@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -145,11 +146,13 @@ class _Play:
             episode.trajectory.goal, episode.observation = result
             episode.conversation = self.context.open(*result)
             self.active[slot] = episode
+        self.pool.prefetch([(e.job.task, e.job.seed) for e in itertools.islice(self.waiting, self.pool.size)])
 
     def _drop_outgrown(self) -> None:
         for slot, episode in list(self.active.items()):
             if not self.limits.fits(episode.conversation.prompt_ids):
                 self._end(self.active.pop(slot), "context_limit")
+                self.pool.release([slot])
 
     def _round(self) -> None:
         """One model call and one environment step for every active episode."""
@@ -218,6 +221,7 @@ class _Play:
                 return
         del self.active[slot]
         self._end(episode, status)
+        self.pool.release([slot])
 
     def _end(self, episode: _Episode, status: str) -> None:
         episode.trajectory.status = status

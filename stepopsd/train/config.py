@@ -47,10 +47,12 @@ class EnvConfig:
         train_games: Train on so many of its games, spread evenly; 0 takes all. An evaluation panel of the training
             split is drawn from the same games.
         eval_splits: Fixed evaluation panels, one per split.
-        workers: Environment processes; 0 plays in this process.
+        workers: Environment processes; 0 plays in this process, -1 takes one per usable core.
         max_steps: Actions per episode.
         step_timeout_s: Wall-clock limit for one environment step.
         episode_timeout_s: Wall-clock limit for one episode's environment time.
+        crash_retries: How often an episode whose worker process died under it is restored by replay and goes on, for
+            each step; 0 ends it with ``env_error``.
         history: Past steps shown in a windowed prompt.
         think: The prompt asks for <think></think>; ALFWorld's format check demands it.
         template_thinking: What templates with such a switch (Qwen3) are told: ``on``, ``off``, or ``auto`` for what
@@ -65,10 +67,11 @@ class EnvConfig:
     train_split: str = "train"
     train_games: int = 0
     eval_splits: tuple[str, ...] = ("seen", "unseen")
-    workers: int = 2
+    workers: int = -1
     max_steps: int = 50
     step_timeout_s: float = 30.0
     episode_timeout_s: float = 600.0
+    crash_retries: int = 2
     history: int = 2
     think: bool = True
     template_thinking: Literal["auto", "on", "off"] = "auto"
@@ -83,7 +86,8 @@ class EnvConfig:
         choice("env.prompt_style", self.prompt_style, ("full", "compact"))
         positive("env.max_steps", self.max_steps)
         closed("env.train_games", self.train_games, 0, 1 << 30)
-        closed("env.workers", self.workers, 0, 512)
+        closed("env.workers", self.workers, -1, 512)
+        closed("env.crash_retries", self.crash_retries, 0, 100)
         closed("env.history", self.history, 0, 1000)
 
 

@@ -105,7 +105,14 @@ def _context(config: RunConfig, policy: Policy) -> ContextPolicy:
 def _make_pool(config: EnvConfig, size: int) -> EnvPool:
     if config.name == "searchqa":
         return search_pool(config.search, size)
-    limits = {"step_timeout_s": config.step_timeout_s, "episode_timeout_s": config.episode_timeout_s}
+    step_s, episode_s = config.step_timeout_s, config.episode_timeout_s
     if config.workers == 0:
-        return InlinePool(AlfworldEnv, size, **limits)
-    return ProcessPool(AlfworldEnv, size, workers=config.workers, **limits)
+        return InlinePool(AlfworldEnv, size, step_timeout_s=step_s, episode_timeout_s=episode_s)
+    return ProcessPool(
+        AlfworldEnv,
+        size,
+        workers=None if config.workers < 0 else config.workers,
+        step_timeout_s=step_s,
+        episode_timeout_s=episode_s,
+        crash_retries=config.crash_retries,
+    )

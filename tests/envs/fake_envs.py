@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import time
+from pathlib import Path
 from typing import NoReturn
 
 from stepopsd.envs.base import Observation, StepResult, Task
+
+_LEAKED: list[bytes] = []
 
 
 def fake_task(name: str, source: str = "") -> Task:
@@ -26,6 +29,10 @@ class FakeEnv:
             raise FileNotFoundError("no such game")
         if task.source == "hang":
             time.sleep(60)
+        if task.source == "slow":
+            time.sleep(0.5)
+        if task.source == "leak":
+            _LEAKED.append(b"x" * (20 << 20))
         self.goal = f"goal of {task.task_id}"
         self._told = [task.task_id, str(seed)]
         return self._observation()
@@ -36,6 +43,10 @@ class FakeEnv:
             time.sleep(float(argument))
         elif word == "die":
             os._exit(3)
+        elif word == "hoard":
+            self._hoard = b"x" * (int(argument) << 20)
+        elif word == "process":
+            action = str(os.getpid())
         elif word == "raise":
             raise RuntimeError(argument)
         elif word == "modules":
@@ -60,3 +71,10 @@ class ForgetfulEnv(FakeEnv):
 
 def cannot_be_made() -> NoReturn:
     raise ImportError("needs the 'fake' extra")
+
+
+def refuses_to_start(mark: Path) -> FakeEnv:
+    """Once ``mark`` exists, the process ends instead."""
+    if mark.exists():
+        os._exit(4)
+    return FakeEnv()

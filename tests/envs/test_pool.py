@@ -39,10 +39,6 @@ def alive(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
-def pids(pool: ProcessPool) -> list[int]:
-    return [lane.worker.pid for lane in pool._lanes]
-
-
 def test_processes_and_one_process_give_the_same_episodes(pool: ProcessPool) -> None:
     def play(played: InlinePool | ProcessPool) -> list[object]:
         log: list[object] = [start(played)]
@@ -65,7 +61,7 @@ def test_results_come_in_slot_order(pool: ProcessPool) -> None:
 def test_hung_worker_is_replaced_and_costs_one_episode(pool: ProcessPool) -> None:
     start(pool)
     pool.step(dict.fromkeys(range(SIZE), "first"))
-    hung_pid = pids(pool)[0]
+    hung_pid = pool.pids()[0]
     results = pool.step({0: "sleep 60", 1: "second", 2: "second", 3: "second"})
     error = results[0]
     assert isinstance(error, EnvTimeLimit)
@@ -163,7 +159,7 @@ def test_workers_do_not_import_torch(pool: ProcessPool) -> None:
 
 
 def test_close_leaves_no_process(pool: ProcessPool) -> None:
-    started = pids(pool)
+    started = pool.pids()
     assert all(alive(pid) for pid in started)
     pool.close()
     pool.close()
@@ -174,7 +170,7 @@ def test_close_leaves_no_process(pool: ProcessPool) -> None:
 
 def test_forgotten_pool_leaves_no_process() -> None:
     pool = ProcessPool(FakeEnv, 1, workers=1)
-    (pid,) = pids(pool)
+    (pid,) = pool.pids()
     del pool
     gc.collect()
     assert not alive(pid)

@@ -18,7 +18,7 @@ from tests.envs.fake_envs import FakeEnv, ForgetfulEnv, fake_task
 
 TASK = fake_task("game")
 EPISODES = 100
-STEPS = 15
+STEPS = 10
 
 Pool = InlinePool | ProcessPool
 

@@ -114,6 +114,8 @@ def test_free_slots_are_refilled_and_conversations_dropped(chat: ChatFormat) -> 
     assert sorted(engine.dropped) == list(range(7))
     assert len(pool.resets) == 7
     assert {slot for slot, _, _ in pool.resets} == {0, 1, 2}
+    assert pool.announced == [[(TASK, job.seed) for job in jobs_of(7)[done:][:3]] for done in (3, 5, 6, 7)]
+    assert not pool._opened  # every slot was given back
     assert len(set(engine.seeds)) == len(engine.seeds)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from stepopsd.envs.base import EnvError, EnvTimeLimit, Observation, StepResult, Task
@@ -30,6 +30,7 @@ class ToyPool:
         self.size, self.depth = size, depth
         self.closed = False
         self.resets: list[tuple[int, Task, int]] = []
+        self.announced: list[list[tuple[Task, int]]] = []
         self._opened: dict[int, int] = {}
         self._seed: dict[int, int] = {}
 
@@ -44,6 +45,13 @@ class ToyPool:
 
     def step(self, actions: dict[int, str]) -> dict[int, StepResult | EnvError]:
         return {slot: self._step(slot, action) for slot, action in actions.items()}
+
+    def release(self, slots: Iterable[int]) -> None:
+        for slot in slots:
+            del self._opened[slot], self._seed[slot]
+
+    def prefetch(self, upcoming: Sequence[tuple[Task, int]]) -> None:
+        self.announced.append(list(upcoming))
 
     def close(self) -> None:
         self.closed = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -238,6 +238,14 @@ class SearchPool:
             self._episodes[slot] = mismatch
             return mismatch
         return goal, before if result is None else result.observation
+
+    def release(self, slots: Iterable[int]) -> None:
+        """Forget the episodes in these slots."""
+        for slot in slots:
+            self._episodes.pop(slot, None)
+
+    def prefetch(self, upcoming: Sequence[tuple[Task, int]]) -> None:
+        """Nothing: a question is there at once."""
 
     def close(self) -> None:
         """Forget the episodes; the retriever stays open."""
