@@ -31,6 +31,12 @@ def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
+def kill_and_wait(pid: int) -> None:
+    kill(pid)
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        time.sleep(0.01)
+
+
 # crashes
 
 
@@ -39,7 +45,7 @@ def test_worker_killed_between_calls_costs_nothing() -> None:
     start(pool)
     pool.step(dict.fromkeys(range(4), "one"))
     for pid in pool.pids():
-        kill(pid)
+        kill_and_wait(pid)
     results = pool.step(dict.fromkeys(range(4), "two"))
     pool.close()
     assert [text(result) for result in results.values()] == [f"train/game_{s} / {s} / one / two" for s in range(4)]
