@@ -1,4 +1,4 @@
-"""The command line: stepopsd train | eval | demo | bench | report | doctor | games | retriever."""
+"""The command line: stepopsd train | eval | demo | bench | report | doctor | games | retriever | data."""
 
 from __future__ import annotations
 
@@ -98,6 +98,22 @@ def retriever(args: Sequence[str]) -> int:
     return 0
 
 
+def data(args: Sequence[str]) -> int:
+    """Questions for Search-QA: searchqa | world."""
+    from stepopsd.envs.searchqa.commands import data_searchqa, data_world
+
+    commands: dict[str, Callable[..., Any]] = {"searchqa": data_searchqa, "world": data_world}
+    if not args or args[0] not in commands:
+        print("usage: stepopsd data {searchqa,world} [--help]", file=sys.stderr)
+        return 2
+    try:
+        _typed(commands[args[0]], args[1:], f"stepopsd data {args[0]}")
+    except RuntimeError as error:
+        print(f"stepopsd data {args[0]}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "eval": evaluate,
@@ -107,6 +123,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "doctor": doctor,
     "games": games,
     "retriever": retriever,
+    "data": data,
 }
 
 
