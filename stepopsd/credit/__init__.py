@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stepopsd.credit import grpo, rlsd, sdar, stepopsd
+from stepopsd.credit import grpo, oar, rlsd, sdar, stepopsd
 from stepopsd.credit.base import (
     AuxiliaryInputs,
     AuxiliaryLoss,
@@ -16,5 +16,5 @@ from stepopsd.credit.base import (
 
 __all__ = [
     "AuxiliaryInputs", "AuxiliaryLoss", "CreditInputs", "CreditMethod", "CreditResult", "compose", "create", "grpo",
-    "registered", "rlsd", "sdar", "stepopsd",
+    "oar", "registered", "rlsd", "sdar", "stepopsd",
 ]  # fmt: skip

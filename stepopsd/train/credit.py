@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stepopsd.credit import AuxiliaryInputs, CreditInputs, CreditMethod, CreditResult, compose, create
 from stepopsd.credit.base import broadcast_advantages
+from stepopsd.train import outcome as outcome  # registers what it provides
 from stepopsd.train.config import RunConfig
 from stepopsd.train.config_io import to_tree
 from stepopsd.train.extras import Played, gather

@@ -104,6 +104,49 @@ def _check_teacher(prefix: str, options: Section) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class OarConfig:
+    """Outcome-grounded reshaping.
+
+    Attributes:
+        scorer: ``gradient`` (OAR-G) or ``perturbation`` (OAR-P: a forward pass per reasoning token).
+        probe: ``last``: the next-token distribution where the answer begins; ``answer_mean``: that of the mean logits
+            over the answer; ``answer_joint``: the answer's mean log-prob.
+        sigma, draws, seed: Noise of the gradient scorer on embeddings; 0 with ``answer_joint`` only.
+        reduce: ``abs_dot`` of gradient and embedding, or ``l2`` norm of the gradient.
+        stride: The perturbation scorer replaces every so-manieth reasoning token only, an approximation above 1.
+        quantile, beta, floor, cut, preserve, min_tokens: See ``stepopsd.ops.oar_reshape``.
+    """
+
+    scorer: Literal["gradient", "perturbation"] = "gradient"
+    probe: Literal["last", "answer_mean", "answer_joint"] = "answer_mean"
+    sigma: float = 1e-3
+    draws: int = 1
+    seed: int = 0
+    reduce: Literal["abs_dot", "l2"] = "abs_dot"
+    stride: int = 1
+    quantile: float = 0.25
+    beta: float = 1.0
+    floor: float = 0.1
+    cut: Literal["quantile", "absolute"] = "quantile"
+    preserve: bool = True
+    min_tokens: int = 4
+
+    def __post_init__(self) -> None:
+        choice("credit.oar.scorer", self.scorer, ("gradient", "perturbation"))
+        choice("credit.oar.probe", self.probe, ("last", "answer_mean", "answer_joint"))
+        choice("credit.oar.reduce", self.reduce, ("abs_dot", "l2"))
+        choice("credit.oar.cut", self.cut, ("quantile", "absolute"))
+        closed("credit.oar.sigma", self.sigma, 0.0, 1.0, low_open=self.probe != "answer_joint")
+        closed("credit.oar.draws", self.draws, 1, 1 << 10)
+        closed("credit.oar.seed", self.seed, 0, 1 << 30)
+        closed("credit.oar.stride", self.stride, 1, 1 << 20)
+        closed("credit.oar.quantile", self.quantile, 0.0, 1.0)
+        closed("credit.oar.beta", self.beta, 0.0, 1e6)
+        closed("credit.oar.floor", self.floor, 0.0, 1.0, low_open=True)
+        closed("credit.oar.min_tokens", self.min_tokens, 0, 1 << 30)
+
+
+@dataclass(frozen=True, slots=True)
 class CreditConfig:
     """Who gets the blame: the method, and how rewards become scalar group advantages.
 
@@ -139,6 +182,7 @@ class CreditConfig:
     diagnose_every: int = 0
     control: Literal["none", "shuffled_advantages", "shuffled_teacher"] = "none"
     hindsight: HindsightConfig = field(default_factory=HindsightConfig)
+    oar: OarConfig = field(default_factory=OarConfig)
     rlsd: RlsdConfig = field(default_factory=RlsdConfig)
     sdar: SdarConfig = field(default_factory=SdarConfig)
 
@@ -177,7 +221,7 @@ class CreditConfig:
 
 
 #: Every method, and what it is: see ``CreditMethod.role``.
-METHODS = {"grpo": "base", "rlsd": "factor", "sdar": "auxiliary", "stepopsd": "factor"}
+METHODS = {"grpo": "base", "oar": "factor", "rlsd": "factor", "sdar": "auxiliary", "stepopsd": "factor"}
 
 
 def _check_names(names: tuple[str, ...], config: CreditConfig) -> None:

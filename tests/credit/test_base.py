@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -30,8 +32,9 @@ def test_factors_multiply_in_any_order():
 
 @pytest.mark.parametrize("name", sorted(n for n, role in METHODS.items() if role == "factor"))
 def test_factors_are_what_the_advantages_were_multiplied_by(name):
-    x = inputs()
-    result = create(name, to_tree(CreditConfig())).assign(x)
+    x, method = inputs(), create(name, to_tree(CreditConfig()))
+    x = replace(x, extras={extra: torch.rand(x.response_mask.shape) for extra in method.needs(x.update)})
+    result = method.assign(x)
     assert result.factors is not None
     torch.testing.assert_close(plain(x) * result.factors, result.advantages, atol=1e-6, rtol=1e-6)
     assert bool((result.factors > 0).all())

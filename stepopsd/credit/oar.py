@@ -1,0 +1,90 @@
+"""OAR: tokens that move the model's own answer get more of their row's advantage (arXiv 2601.07408)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stepopsd.credit.base import CreditInputs, CreditMethod, CreditResult, broadcast_advantages, register
+from stepopsd.ops.oar_reshape import oar_reshape
+
+SCORES = "outcome_scores"
+
+
+@dataclass(frozen=True)
+class Oar(CreditMethod):
+    """Bi-level reshaping of the scores in ``extras["outcome_scores"]``, (N, T), NaN where a token was not scored.
+
+    A row's advantage mass stays what it was: weights have the mean 1 over the scored tokens and are 1 elsewhere. Equal
+    scores, and rows without any, leave GRPO.
+
+    Attributes:
+        quantile, beta, floor, cut, preserve, min_tokens: See ``stepopsd.ops.oar_reshape``.
+    """
+
+    quantile: float = 0.25
+    beta: float = 1.0
+    floor: float = 0.1
+    cut: str = "quantile"
+    preserve: bool = True
+    min_tokens: int = 4
+
+    def needs(self, update: int) -> frozenset[str]:
+        return frozenset((SCORES,))
+
+    def assign(self, inputs: CreditInputs) -> CreditResult:
+        plain = broadcast_advantages(inputs.advantages, inputs.response_mask)
+        scores = inputs.extras[SCORES]
+        scored = ~scores.isnan() & inputs.response_mask
+        weights = oar_reshape(
+            scores, scored, quantile=self.quantile, beta=self.beta, floor=self.floor, cut=self.cut,
+            preserve=self.preserve, min_tokens=self.min_tokens,
+        )  # fmt: skip
+        metrics = weight_metrics(weights, scored, -inputs.old_logprobs)
+        return CreditResult(plain * weights, metrics, {"outcome_scores": scores, "weights": weights}, weights)
+
+
+def weight_metrics(weights: Tensor, scored: Tensor, surprise: Tensor) -> dict[str, Any]:
+    """What the weights look like.
+
+    Args:
+        weights: (N, T), 1 where not scored.
+        scored: (N, T) bool.
+        surprise: (N, T) -log-prob of each token.
+
+    Returns:
+        ``oar/rows``, number of rows with scored tokens, and over these tokens ``oar/ess``, the mean over rows of
+        (Σw)² / (L Σw²); ``oar/damped``, the share below 1; extremes; ``oar/surprise_correlation``.
+    """
+    rows = scored.any(1)
+    if not bool(rows.any()):
+        return {"oar/rows": 0}
+    w = weights.double().where(scored, 0)[rows]
+    ess = w.sum(1).square() / (scored[rows].sum(1) * w.square().sum(1))
+    inside = weights[scored]
+    return {
+        "oar/rows": int(rows.sum()),
+        "oar/ess": ess.mean(),
+        "oar/damped": (inside < 1).float().mean(),
+        "oar/min": inside.min(),
+        "oar/max": inside.max(),
+        "oar/surprise_correlation": correlation(inside, surprise[scored]),
+    }
+
+
+def correlation(x: Tensor, y: Tensor) -> Tensor:
+    """Pearson's, 0 where one of the two does not vary."""
+    x, y = (v.double() - v.double().mean() for v in (x, y))
+    scale = (x.square().sum() * y.square().sum()).sqrt()
+    return torch.where(scale > 0, (x * y).sum() / scale.clamp(min=torch.finfo(torch.float64).tiny), 0)
+
+
+@register("oar")
+def build(options: Mapping[str, Any]) -> Oar:
+    """OAR from the ``credit`` section; its scorer's options are the trainer's."""
+    own = options["oar"]
+    return Oar(**{name: own[name] for name in ("quantile", "beta", "floor", "cut", "preserve", "min_tokens")})

@@ -1,0 +1,67 @@
+"""OAR: what its weights may change, and what they must leave alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from stepopsd import grpo_loss
+from stepopsd.credit import create
+from stepopsd.credit.oar import SCORES, Oar, correlation
+from tests.credit.test_stepopsd import inputs, plain
+
+
+def scored(seed=0, share=0.8):
+    x = inputs()
+    rng = torch.Generator().manual_seed(seed)
+    scores = torch.rand(x.response_mask.shape, generator=rng) ** 3
+    scores[~x.response_mask | (torch.rand(scores.shape, generator=rng) > share)] = torch.nan
+    return replace(x, extras={SCORES: scores})
+
+
+def test_mass_and_signs_stay():
+    x = scored()
+    result = Oar().assign(x)
+    inside = ~x.extras[SCORES].isnan() & x.response_mask
+    torch.testing.assert_close(
+        (result.advantages * inside).sum(1), (plain(x) * inside).sum(1), atol=1e-6, rtol=1e-6
+    )
+    assert torch.equal(result.advantages.sign(), plain(x).sign())
+    assert torch.equal(result.advantages[~inside], plain(x)[~inside])
+    assert (result.advantages != plain(x))[inside].any()
+    assert result.metrics["oar/rows"] == 4
+    assert 0.5 < float(result.metrics["oar/ess"]) < 1
+
+
+def test_equal_scores_give_the_loss_of_grpo():
+    x = scored()
+    same = replace(x, extras={SCORES: torch.full_like(x.old_logprobs, 3e-7)})
+    rng = torch.Generator().manual_seed(0)
+    ids = torch.randint(50, x.response_mask.shape, generator=rng)
+    losses, gradients = [], []
+    for method, given in ((Oar(), same), (create("grpo", {}), x)):
+        logits = torch.randn((*ids.shape, 50), generator=torch.Generator().manual_seed(1)).requires_grad_()
+        loss = grpo_loss(logits, ids, method.assign(given).advantages, x.old_logprobs, mask=x.response_mask).loss
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append(logits.grad)
+    assert losses[0] == pytest.approx(losses[1], abs=1e-7)
+    torch.testing.assert_close(*gradients, atol=1e-7, rtol=0)
+
+
+def test_rows_without_scores_are_those_of_grpo():
+    x = scored()
+    x.extras[SCORES][1:] = torch.nan
+    result = Oar().assign(x)
+    assert torch.equal(result.advantages[1:], plain(x)[1:])
+    assert result.metrics["oar/rows"] == 1
+    nothing = replace(x, extras={SCORES: torch.full_like(x.old_logprobs, torch.nan)})
+    assert Oar().assign(nothing).metrics == {"oar/rows": 0}
+
+
+def test_correlation_of_something_constant_is_zero():
+    x = torch.arange(5.0)
+    assert float(correlation(x, 2 * x)) == pytest.approx(1.0)
+    assert float(correlation(x, torch.ones(5))) == 0.0
