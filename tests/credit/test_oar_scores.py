@@ -62,7 +62,7 @@ def test_kl_of_impossible_tokens():
 
 @pytest.mark.parametrize("probe", PROBES)
 def test_replacing_one_token_at_a_time_is_what_oar_p_computes(model, probe):
-    ids, attention, reasoning, answer = (x[0] for x in rows())
+    ids, _, reasoning, answer = (x[0] for x in rows())
     scores = oar_p(model, ids, reasoning, answer, pad_id=0, probe=probe, chunk=5)
     assert torch.equal(~scores.isnan(), reasoning)
     model.eval()
