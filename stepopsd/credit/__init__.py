@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stepopsd.credit import grpo, oar, rlsd, sdar, stepopsd
+from stepopsd.credit import appo, grpo, oar, rlsd, sdar, stepopsd
 from stepopsd.credit.base import (
     AuxiliaryInputs,
     AuxiliaryLoss,
@@ -15,6 +15,6 @@ from stepopsd.credit.base import (
 )
 
 __all__ = [
-    "AuxiliaryInputs", "AuxiliaryLoss", "CreditInputs", "CreditMethod", "CreditResult", "compose", "create", "grpo",
-    "oar", "registered", "rlsd", "sdar", "stepopsd",
+    "AuxiliaryInputs", "AuxiliaryLoss", "CreditInputs", "CreditMethod", "CreditResult", "appo", "compose", "create",
+    "grpo", "oar", "registered", "rlsd", "sdar", "stepopsd",
 ]  # fmt: skip

@@ -147,6 +147,36 @@ class OarConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class AppoConfig:
+    """The future-aware scaling of APPO.
+
+    Attributes:
+        b: Weight of the future value.
+        center: Divide by 1 + b, so that the scale is that of GRPO.
+        half_life: Tokens in which the weight of a log-ratio halves.
+        low, high: Bounds of the future value.
+        max_log_ratio: Tokens with a log-ratio above it add nothing; 0 keeps all.
+        decay: ``position``: tokens in between that were not sampled count as distance; ``valid``: they do not.
+    """
+
+    b: float = 0.5
+    center: bool = False
+    half_life: float = 32.0
+    low: float = 1.0
+    high: float = 1.2
+    max_log_ratio: float = 0.0
+    decay: Literal["position", "valid"] = "position"
+
+    def __post_init__(self) -> None:
+        choice("credit.appo.decay", self.decay, ("position", "valid"))
+        closed("credit.appo.b", self.b, 0.0, 1e6)
+        closed("credit.appo.half_life", self.half_life, 0.0, 1e6, low_open=True)
+        closed("credit.appo.low", self.low, 1e-30, 1.0)
+        closed("credit.appo.high", self.high, 1.0, 1e30)
+        closed("credit.appo.max_log_ratio", self.max_log_ratio, 0.0, 1e6)
+
+
+@dataclass(frozen=True, slots=True)
 class CreditConfig:
     """Who gets the blame: the method, and how rewards become scalar group advantages.
 
@@ -182,6 +212,7 @@ class CreditConfig:
     diagnose_every: int = 0
     control: Literal["none", "shuffled_advantages", "shuffled_teacher"] = "none"
     hindsight: HindsightConfig = field(default_factory=HindsightConfig)
+    appo: AppoConfig = field(default_factory=AppoConfig)
     oar: OarConfig = field(default_factory=OarConfig)
     rlsd: RlsdConfig = field(default_factory=RlsdConfig)
     sdar: SdarConfig = field(default_factory=SdarConfig)
@@ -221,7 +252,10 @@ class CreditConfig:
 
 
 #: Every method, and what it is: see ``CreditMethod.role``.
-METHODS = {"grpo": "base", "oar": "factor", "rlsd": "factor", "sdar": "auxiliary", "stepopsd": "factor"}
+METHODS = {
+    "appo_future": "factor", "grpo": "base", "oar": "factor", "rlsd": "factor", "sdar": "auxiliary",
+    "stepopsd": "factor",
+}  # fmt: skip
 
 
 def _check_names(names: tuple[str, ...], config: CreditConfig) -> None:
