@@ -81,7 +81,7 @@ class AuxiliaryInputs:
         bias: (V,) or None.
         token_ids: (M,) int64.
         logprobs: (M,) float32, detached, under the policy as it is now.
-        teacher_logprobs: (M,) float32.
+        teacher_logprobs: (M,) float32; NaN for a method that reads the teacher's states instead.
         token_weights: (M,) float32, weights of the tokens in the mini-batch's loss.
         temperature: Of sampling; logits are divided by it.
         teacher_hidden, teacher_weight, teacher_bias: The same of the teacher at the same tokens, constants; None for a
@@ -117,7 +117,7 @@ class CreditMethod:
             ``auxiliary`` leaves them alone and adds a loss term.
         rewarded: Whether the method is about rewards at all; where no method is, the policy loss is left out.
         teacher_tokens: What its teacher scores: the run's ``span`` of each turn, or the whole ``response``.
-        reads_teacher_states: ``auxiliary`` reads the teacher's hidden states, not only log-probs of sampled tokens.
+        reads_teacher_states: ``auxiliary`` reads the teacher's hidden states instead of log-probs of sampled tokens.
         per_minibatch: ``assign`` is called again before every optimiser step, with ``current_logprobs``.
     """
 

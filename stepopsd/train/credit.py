@@ -81,7 +81,7 @@ class Assigned:
         self.has_auxiliary = torch.zeros(len(base), dtype=torch.bool, device=base.device)
         for opinion in self.auxiliaries:
             assert opinion.scores is not None
-            self.has_auxiliary |= opinion.scores.logprobs.isfinite().any(1)
+            self.has_auxiliary |= opinion.scores.asked.any(1).to(base.device)
 
     def teacher_metrics(self) -> dict[str, Any]:
         """What the teachers cost, all methods together, and what each was told."""
@@ -133,8 +133,9 @@ class Assigned:
         total = None
         for opinion in self.auxiliaries:
             assert opinion.scores is not None
-            teacher = opinion.scores.logprobs[rows, : mask.shape[1]].to(mask.device)
-            scored = teacher.isfinite()[mask]  # (M,)
+            part = rows.cpu(), slice(mask.shape[1])
+            scored = opinion.scores.asked[part].to(mask.device)[mask]  # (M,)
+            teacher = opinion.scores.logprobs[part].to(mask.device)[mask]
             if not bool(scored.any()):
                 continue
             method, extra = opinion.part.method, {}
@@ -146,7 +147,7 @@ class Assigned:
             weight, bias = states.parameters
             term = method.auxiliary(
                 AuxiliaryInputs(
-                    states.states[scored], weight, bias, ids[scored], logprobs[scored], teacher[mask][scored],
+                    states.states[scored], weight, bias, ids[scored], logprobs[scored], teacher[scored],
                     weights[scored], temperature, **extra,
                 )
             )

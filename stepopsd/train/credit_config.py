@@ -95,7 +95,35 @@ class SdarConfig:
         _check_teacher("credit.sdar", self)
 
 
-Section: TypeAlias = "CreditConfig | RlsdConfig | SdarConfig"
+@dataclass(frozen=True, slots=True)
+class OpsdConfig:
+    """OPSD (arXiv 2601.18734). Alone it learns from no reward; ``grpo+opsd`` does both.
+
+    Attributes:
+        coefficient: Weight of the divergence in the loss.
+        beta: β of the generalised Jensen-Shannon divergence; 0 is KL(teacher | student), 1 KL(student | teacher).
+        top_k: Compare the teacher's k likeliest tokens only; 0 takes the whole vocabulary.
+        entry_clip: Upper bound of one vocabulary entry's term; 0 takes none.
+        teacher, teacher_refresh_every, hindsight: As of sdar; by default the teacher is the starting policy, for good.
+    """
+
+    coefficient: float = 1.0
+    beta: float = 0.5
+    top_k: int = 0
+    entry_clip: float = 0.0
+    teacher: Literal["live", "stale"] = "stale"
+    teacher_refresh_every: int = 0
+    hindsight: HindsightConfig = field(default_factory=_peer_only)
+
+    def __post_init__(self) -> None:
+        positive("credit.opsd.coefficient", self.coefficient)
+        closed("credit.opsd.beta", self.beta, 0.0, 1.0)
+        closed("credit.opsd.top_k", self.top_k, 0, 1 << 30)
+        closed("credit.opsd.entry_clip", self.entry_clip, 0.0, 1e6)
+        _check_teacher("credit.opsd", self)
+
+
+Section: TypeAlias = "CreditConfig | RlsdConfig | SdarConfig | OpsdConfig"
 
 
 def _check_teacher(prefix: str, options: Section) -> None:
@@ -216,6 +244,7 @@ class CreditConfig:
     oar: OarConfig = field(default_factory=OarConfig)
     rlsd: RlsdConfig = field(default_factory=RlsdConfig)
     sdar: SdarConfig = field(default_factory=SdarConfig)
+    opsd: OpsdConfig = field(default_factory=OpsdConfig)
 
     def __post_init__(self) -> None:
         _check_names(self.names, self)
@@ -223,6 +252,10 @@ class CreditConfig:
             _check_hindsight(name, self.teacher_options(name))
         choice("credit.statistics", self.statistics, ("row", "trajectory"))
         choice("credit.dynamic_sampling", self.dynamic_sampling, ("off", "drop"))
+        if self.dynamic_sampling == "drop" and self.names == ("opsd",):
+            raise ValueError(
+                "credit.dynamic_sampling drop needs rewards: credit.name opsd has none; use grpo+opsd, or off"
+            )
         choice("credit.span", self.span, ("action_only", "clean_step_no_observation", "answer_only"))
         choice("credit.weight_fn", self.weight_fn, ("sigmoid", "exp"))
         choice("credit.step_norm", self.step_norm, ("equal_step_mean_abs", "equal_step_ratio", "none"))
@@ -253,8 +286,8 @@ class CreditConfig:
 
 #: Every method, and what it is: see ``CreditMethod.role``.
 METHODS = {
-    "appo_future": "factor", "grpo": "base", "oar": "factor", "rlsd": "factor", "sdar": "auxiliary",
-    "stepopsd": "factor",
+    "appo_future": "factor", "grpo": "base", "oar": "factor", "opsd": "auxiliary", "rlsd": "factor",
+    "sdar": "auxiliary", "stepopsd": "factor",
 }  # fmt: skip
 
 

@@ -37,17 +37,19 @@ class TeacherScores:
     """Log-probs under the teacher and what they cost.
 
     Attributes:
-        logprobs: (N, T) float32, NaN where the teacher was not asked.
+        logprobs: (N, T) float32, NaN where the teacher was not asked (everywhere, where it will be read instead).
+        asked: (N, T) bool, tokens that were scored or will be read.
         tokens: Tokens forwarded, without padding.
         with_peer: Rows scored with a peer's trajectory in view.
         cut_blocks, cut_tokens: Hindsight blocks that were cut, to ``hindsight.max_tokens`` or to what the model can
             hold, and the tokens that they lost.
         failed, failed_with_peer: Rows of lost episodes, asked or not, and those of them whose group has a peer.
         tells: Scored row -> what its block told.
-        contexts: Row -> its context, kept where the hidden states will be read again.
+        contexts: Row -> its context, kept where the hidden states will be read.
     """
 
     logprobs: Tensor
+    asked: Tensor
     tokens: int
     with_peer: int
     cut_blocks: int
@@ -96,7 +98,7 @@ class Teacher:
             wanted: (N,) bool; other rows stay NaN.
             width: T of the result.
             tokens: Score the steps' spans, or every sampled token.
-            keep: Keep the contexts for ``read``.
+            keep: Keep the contexts for ``read`` and forward nothing yet.
         """
         peers = choose_peers(trajectories) if self.config.hindsight.peer else {}
         out = torch.full((len(rows), width), float("nan"))
@@ -117,10 +119,15 @@ class Teacher:
             chosen.append(i)
             blocks.append(block)
             contexts.append(self._context(row, steps, block.ids))
-        self._forward(contexts, chosen, out)
+        asked = torch.zeros(out.shape, dtype=torch.bool)
+        for i, context in zip(chosen, contexts, strict=True):
+            asked[i, [target for _, target, _ in context.reads]] = True
+        if not keep:
+            self._forward(contexts, chosen, out)
         failed = [row.trajectory for row in rows if not trajectories[row.trajectory].success]
         return TeacherScores(
             out,
+            asked,
             tokens=sum(len(c.ids) for c in contexts),
             with_peer=sum(block.tells == "peer" for block in blocks),
             cut_blocks=sum(block.cut_tokens > 0 for block in blocks),
@@ -133,22 +140,23 @@ class Teacher:
 
     @torch.no_grad()
     def read(self, scores: TeacherScores, rows: Tensor) -> Readout:
-        """What predicts the scored tokens of the given rows under the teacher, as one forward.
+        """What predicts the asked tokens of the given rows under the teacher.
 
         Args:
             scores: Of this update, from ``score`` with ``keep``.
-            rows: (B,) int64 rows of the batch; those that were not scored are left out.
+            rows: (B,) int64 rows of the batch, of which at least one was asked; the others are left out.
 
         Returns:
-            ``Readout`` of the scored tokens, in the order of ``rows`` and then of positions.
+            ``Readout`` of the asked tokens, in the order of ``rows`` and then of positions.
         """
         contexts = [scores.contexts[i] for i in rows.tolist() if i in scores.contexts]
         model = self.scorer.model
         was_training = model.training
         model.eval()
-        states = self._states(contexts)
+        size = max(1, self.max_tokens // max(len(c.ids) for c in contexts))
+        parts = [self._states(contexts[i : i + size]) for i in range(0, len(contexts), size)]
         model.train(was_training)
-        return states
+        return Readout(torch.cat([part.states for part in parts]), parts[0].head)
 
     def _context(self, row: Row, steps: Sequence[int], block: list[int]) -> TeacherContext:
         if self.config.hindsight.placement == "prefix":

@@ -20,7 +20,9 @@ METHODS = {
     "grpo": "advantage/std",
     "rlsd": "weight/std",
     "sdar": "sdar/gate_mean",
+    "opsd": "opsd/divergence",
     "rlsd+sdar": "rlsd/weight/std",
+    "grpo+opsd": "shaped/std",
 }
 
 

@@ -113,3 +113,13 @@ def test_an_update_whose_groups_are_all_dropped_changes_nothing(model, tmp_path)
     assert [r["grad_norm"] for r in log(trainer)] == [0.0] * 3
     for new, old in zip(trainer.policy.model.parameters(), make_policy().model.parameters(), strict=True):
         assert torch.equal(new, old)
+
+
+def test_distillation_forwards_only_rows_whose_teacher_knows_more(model, tmp_path, monkeypatch):
+    rows = forwarded(monkeypatch)
+    record = log(train(config(tmp_path / "a", model, credit={"name": "opsd"}, optim={"updates": 1})))[0]
+    assert 0 < record["teacher/with_peer"] < 16
+    # The student's and the teacher's pass: without advantages nobody reads old log-probs.
+    assert sum(rows) == 2 * record["teacher/with_peer"]
+    assert record["opsd/divergence"] > 0
+    assert record["grad_norm"] > 0
