@@ -54,9 +54,10 @@ def gpu_report() -> dict[str, Any]:
 
 def test_the_grid_is_whole_and_begins_with_the_headline() -> None:
     cases = sweep.gpu_cases()
-    assert len(cases) == len(set(cases)) == 2 * 8 * 5 * 3 * 3
+    assert len(cases) == len(set(cases))
+    assert sum(case.op in ("pair", "score") for case in cases) == 2 * 8 * 5 * 3 * 3
     assert {(c.rows, c.vocab, c.dtype, c.masked) for c in cases[:8]} == {(n, 151_936, "bf16", 0.0) for n in sweep.ROWS}
-    assert len(sweep.cpu_cases()) == len(set(sweep.cpu_cases())) < 20
+    assert len(sweep.cpu_cases()) == len(set(sweep.cpu_cases())) < 40
 
 
 @pytest.fixture

@@ -11,14 +11,22 @@ import torch
 from tyro.conf import arg
 
 from stepopsd.experiments.bench import machine
-from stepopsd.experiments.bench.contenders import field
-from stepopsd.experiments.bench.limits import ceilings
-from stepopsd.experiments.bench.measure import measure
-from stepopsd.experiments.bench.report import DETAILS, detail_rows, title
-from stepopsd.experiments.bench.rows import Case
+from stepopsd.experiments.bench.gradient_report import DETAILS as GRADIENT_DETAILS
+from stepopsd.experiments.bench.gradient_report import gradient_detail_rows
+from stepopsd.experiments.bench.layout import title
+from stepopsd.experiments.bench.limits import READ, ceilings
+from stepopsd.experiments.bench.report import DETAILS, detail_rows
+from stepopsd.experiments.bench.rows import LINEAR_OPS, OPS, Case
+from stepopsd.experiments.bench.sweep import measured
 from stepopsd.experiments.bench.timing import Settings
 
 QUICK = Settings(rounds=9, sample_seconds=0.01, seconds=6.0)
+
+
+Op = Literal[
+    "pair", "score", "both", "logprobs", "entropies", "backward", "loss", "shape-loss",
+    "linear-pair", "linear-logprobs", "linear-loss",
+]  # fmt: skip
 
 
 def bench(
@@ -27,7 +35,8 @@ def bench(
     vocab: int = 151_936,
     dtype: Literal["bf16", "fp16", "fp32"] = "bf16",
     masked: float = 0.0,
-    op: Literal["pair", "score", "both"] = "both",
+    op: Op = "both",
+    hidden: int = 896,
     threads: int | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     compiled: Annotated[bool, arg(name="compile")] = True,
@@ -42,7 +51,10 @@ def bench(
         vocab: Logits per token.
         dtype: Of the logits.
         masked: Share of the tokens outside steps, whose logits need not be read.
-        op: ``pair``: two tensors to shaped advantages; ``score``: one tensor to log-probs.
+        op: ``pair``: two tensors to shaped advantages; ``score``: one tensor to log-probs; ``both``. With gradients:
+            ``logprobs``, ``entropies`` (and log-probs), ``backward`` (of log-probs, by itself), ``loss`` (GRPO),
+            ``shape-loss``, and from hidden states ``linear-pair`` (forward), ``linear-logprobs``, ``linear-loss``.
+        hidden: Width of the hidden states, for the linear ops.
         threads: CPU threads; torch's own choice where not given.
         device: ``auto`` takes the GPU where there is one.
         compiled: Whether torch.compile takes part; its compilation takes most of the command's time.
@@ -58,7 +70,7 @@ def bench(
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
     count = rows if rows is not None else 4096 if where == "cuda" else 64
-    first = Case("pair" if op == "both" else op, count, vocab, dtype, masked)
+    first = Case("pair" if op == "both" else op, count, vocab, dtype, masked, hidden if op in LINEAR_OPS else 0)
     cases = [first, replace(first, op="score")] if op == "both" else [first]
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
@@ -75,11 +87,10 @@ def _measured(cases: list[Case], device: str, compiled: bool) -> dict[str, Any]:
     report: dict[str, Any] = {**machine.describe(device), "cases": [], "absent": {}}
     report["limits"] = ceilings(device)
     for case in cases:
-        entrants = field(case, device, compiled=compiled)
-        record = measure(case, device, entrants, QUICK)
+        record, absent = measured(case, device, compiled, QUICK)
         if "skipped" in record:
             raise ValueError(f"rows {case.rows} and vocab {case.vocab} do not fit the memory: {record['skipped']}")
-        report["absent"] |= entrants.absent
+        report["absent"] |= absent
         report["cases"].append(record)
         show(record, report)
     print(footer(report))
@@ -88,8 +99,11 @@ def _measured(cases: list[Case], device: str, compiled: bool) -> dict[str, Any]:
 
 def show(case: dict[str, Any], report: dict[str, Any]) -> None:
     """Print one case as a table; plain where rich is not installed."""
-    columns = (*DETAILS, "host") if report["device"] == "cuda" else DETAILS
-    rows = detail_rows(case, report)
+    if case["op"] in OPS:
+        columns = (*DETAILS, "host") if report["device"] == "cuda" else DETAILS
+        rows, limit = detail_rows(case, report), READ
+    else:
+        columns, rows, limit = GRADIENT_DETAILS, gradient_detail_rows(case, report), case["limit"]
     try:
         from rich.box import SIMPLE_HEAD
         from rich.console import Console
@@ -103,7 +117,7 @@ def show(case: dict[str, Any], report: dict[str, Any]) -> None:
         shown.add_column(name.replace(" ", "\n"), justify="left" if name == "what" else "right", no_wrap=True)
     ours = {r["contender"] for r in case["results"] if r.get("ours")}
     for line in rows:
-        style = "bold" if line[0] in ours else "dim" if line[0] == "read only" else ""
+        style = "bold" if line[0] in ours else "dim" if line[0] == limit else ""
         shown.add_row(*line, style=style)
     Console().print(shown)
 
@@ -120,7 +134,8 @@ def footer(report: dict[str, Any]) -> str:
         f"{where}: a large copy moves {limits['copy'] / 1e9:,.1f} GB/s, a large read {limits['read'] / 1e9:,.1f} GB/s.",
         f"time: {figure} of interleaved samples, ±: half their quartile range. of read: share of the speed of reading",
         "the same bytes and nothing else. speed-up: over eager log_softmax. off by: largest difference from float64.",
-        "memory: peak beyond the inputs.",
+        "of limit: of the bytes or matrix products that an op with gradients cannot do without.",
+        "memory: peak beyond the inputs, gradients included.",
         *(f"not here: {name}: {reason}" for name, reason in report["absent"].items()),
     ]
     return "\n".join(lines)

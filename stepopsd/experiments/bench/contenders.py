@@ -154,5 +154,10 @@ def score_logsumexp(store: Tensor, x: Rows) -> Tensor:
 
 def epilogue(x: Rows, delta: Tensor) -> Tensor:
     """The shaping in PyTorch operations, as one writes it down."""
-    weight = (2 * torch.sigmoid(x.advantages.sign() * delta)).clamp(1 - ALPHA_CLIP, 1 + ALPHA_CLIP)
-    return torch.where(x.active, x.advantages * (1 + LAMBDA_MIX * (weight - 1)), x.advantages)
+    return shaped(x.advantages, delta, x.active)
+
+
+def shaped(advantages: Tensor, delta: Tensor, active: Tensor) -> Tensor:
+    """``epilogue`` for tensors (1, N) of their own."""
+    weight = (2 * torch.sigmoid(advantages.sign() * delta)).clamp(1 - ALPHA_CLIP, 1 + ALPHA_CLIP)
+    return torch.where(active, advantages * (1 + LAMBDA_MIX * (weight - 1)), advantages)

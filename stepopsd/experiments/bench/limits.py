@@ -14,7 +14,7 @@ READ = "read only"
 
 def reader(case: Case, device: str) -> Callable[[Rows], object]:
     """Reads as many bytes of the inputs as the op must: every tensor's share of active rows, without arithmetic."""
-    read = _cuda_read() if device == "cuda" else _cpu_read()
+    read = cuda_read() if device == "cuda" else cpu_read()
 
     def run(x: Rows) -> object:
         stores = (x.student_store, x.teacher_store)[: case.tensors]
@@ -23,14 +23,14 @@ def reader(case: Case, device: str) -> Callable[[Rows], object]:
     return run
 
 
-def _cuda_read() -> Callable[[list[torch.Tensor]], object]:
+def cuda_read() -> Callable[[list[torch.Tensor]], object]:
     from stepopsd.experiments.bench import read_kernel
 
     read_kernel.check(torch.randint(-(2**31), 2**31, (1 << 20,), dtype=torch.int32, device="cuda"))
     return read_kernel.read_all
 
 
-def _cpu_read() -> Callable[[list[torch.Tensor]], object]:
+def cpu_read() -> Callable[[list[torch.Tensor]], object]:
     from stepopsd.ops import native
 
     if native.availability("cpu") is None:
@@ -51,7 +51,7 @@ def ceilings(device: str, *, size: int | None = None) -> dict[str, float]:
     size = min(size or (4 << 30 if device == "cuda" else 256 << 20), free_memory(device) // 4)
     source = torch.ones(size // 4, dtype=torch.int32, device=device)
     target = torch.empty_like(source)
-    read = _cuda_read() if device == "cuda" else _cpu_read()
+    read = cuda_read() if device == "cuda" else cpu_read()
     calls: dict[str, Callable[[int], object]] = {
         "copy": lambda _: target.copy_(source),
         "read": lambda _: read([source]),

@@ -16,7 +16,7 @@ import torch
 
 import stepopsd
 
-PACKAGES = ("torch", "triton", "numpy", "trl", "liger-kernel", "flash-attn", "quack-kernels")
+PACKAGES = ("torch", "triton", "numpy", "trl", "liger-kernel", "flash-attn", "quack-kernels", "cut-cross-entropy")
 
 
 def describe(device: str) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from stepopsd.experiments.bench.contenders import COMPILED, EAGER
+from stepopsd.experiments.bench.layout import timed
 from stepopsd.experiments.bench.limits import READ
-from stepopsd.experiments.bench.report import timed
+from stepopsd.experiments.bench.rows import OPS
 from stepopsd.experiments.report import theme
 
 QUIET = (*EAGER, COMPILED)
@@ -22,7 +23,7 @@ def draw_roofline(report: dict[str, Any], path: Path) -> Path | None:
 
     Masked cases and variants with entropies are left out.
     """
-    cases = [case for case in report["cases"] if "results" in case and not case["masked"]]
+    cases = [case for case in report["cases"] if "results" in case and not case["masked"] and case["op"] in OPS]
     shapes = Counter((case["op"], case["vocab"], case["dtype"]) for case in cases)
     if not shapes or shapes.most_common(1)[0][1] < 2:
         return None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
 from typing import Any
 
 from stepopsd.experiments.bench.contenders import COMPILED, EAGER
+from stepopsd.experiments.bench.gradient_report import gradient_sections
+from stepopsd.experiments.bench.layout import digits, duration, size, table, timed, times, title
 from stepopsd.experiments.bench.limits import READ
-from stepopsd.experiments.bench.timing import typical
+from stepopsd.experiments.bench.rows import OPS
 
 DETAILS = ("what", "time", "±", "GB/s", "of read", "speed-up", "off by", "memory")
 SUMMARY = (
@@ -19,10 +20,12 @@ SUMMARY = (
 
 def render(report: dict[str, Any]) -> str:
     """The whole report; sections without data are left out."""
-    cases = [case for case in report["cases"] if "results" in case]
-    blocks = [_head(report), _noise(report, cases)]
+    every = [case for case in report["cases"] if "results" in case]
+    cases = [case for case in every if case["op"] in OPS]
+    blocks = [_head(report), _noise(report, every)]
     if cases:
         blocks += ["## Summary", _summary_note(report), table(SUMMARY, (summary_row(c, report) for c in cases))]
+    blocks += gradient_sections(report, [case for case in every if case["op"] not in OPS])
     blocks += _overheads(report)
     blocks += _left_out(report)
     if cases:
@@ -31,21 +34,6 @@ def render(report: dict[str, Any]) -> str:
         columns = (*DETAILS, "host") if _on_gpu(report) else DETAILS
         blocks += [f"### {title(case)}", table(columns, detail_rows(case, report)), _clocks(case)]
     return "\n\n".join(block for block in blocks if block) + "\n"
-
-
-def seconds_of(result: dict[str, Any], report: dict[str, Any]) -> float:
-    """The figure that stands for a contender; graph replays, the device's own time, where there are any."""
-    return typical(result.get("replay_seconds", result["seconds"]), report["device"], report.get("threads"))
-
-
-def timed(case: dict[str, Any], report: dict[str, Any]) -> dict[str, float]:
-    """Contender -> seconds, of those that were timed, the read included."""
-    return {r["contender"]: seconds_of(r, report) for r in case["results"] if "seconds" in r}
-
-
-def title(case: dict[str, Any]) -> str:
-    masked = f", {case['masked']:.0%} masked" if case["masked"] else ""
-    return f"{case['op']}, N = {case['rows']:,}, V = {case['vocab']:,}, {case['dtype']}{masked}"
 
 
 def progress(case: dict[str, Any]) -> str:
@@ -73,8 +61,8 @@ def summary_row(case: dict[str, Any], report: dict[str, Any]) -> list[str]:
     return [
         *shape, name.removeprefix("stepopsd "), duration(seconds), f"{rate / 1e9:,.1f}",
         f"{found[READ] / seconds:.0%}", f"{rate / report['limits']['copy']:.0%}",
-        _times(eager, seconds), _times(found.get(COMPILED), seconds),
-        f"{_times(best[1], seconds)} {best[0]}" if best else "",
+        times(eager, seconds), times(found.get(COMPILED), seconds),
+        f"{times(best[1], seconds)} {best[0]}" if best else "",
     ]  # fmt: skip
 
 
@@ -94,42 +82,13 @@ def detail_rows(case: dict[str, Any], report: dict[str, Any]) -> list[list[str]]
         line = [
             name, duration(found[name]) + (" (call)" if launched else ""), f"{wide:.1%}",
             f"{case['bytes'] / found[name] / 1e9:,.1f}", f"{found[READ] / found[name]:.0%}",
-            _times(eager, found[name]), _digits(result.get("difference")), size(result.get("extra_bytes")),
+            times(eager, found[name]), digits(result.get("difference")), size(result.get("extra_bytes")),
         ]  # fmt: skip
         if device == "cuda":
             host = result.get("host_seconds", 0.0)  # not measured where calls are long
             line.append("waits" if host is None else duration(host) if host else "")
         rows.append(line)
     return rows
-
-
-def table(columns: Iterable[str], rows: Iterable[list[str]]) -> str:
-    """A Markdown table; the first column and words to the left, figures to the right."""
-    columns, lines = list(columns), [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    rule = [":--" if name in ("what", "op", "dtype", "ours", "best of others", "stage", "backend") else "--:"
-            for name in columns]  # fmt: skip
-    return "\n".join("| " + " | ".join(line) + " |" for line in [columns, rule, *lines])
-
-
-def duration(seconds: float) -> str:
-    """Three digits in the unit that fits."""
-    for unit, scale in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
-        if seconds * scale >= 1:
-            return f"{seconds * scale:.{max(0, 2 - len(str(int(seconds * scale))) + 1)}f} {unit}"
-    return f"{seconds * 1e9:.0f} ns"
-
-
-def size(count: int | None) -> str:
-    """Bytes in MiB."""
-    return "" if count is None else f"{count / 2**20:,.1f} MiB"
-
-
-def _times(seconds: float | None, of: float) -> str:
-    return "" if seconds is None else f"{seconds / of:.2f}×" if seconds < 9.95 * of else f"{seconds / of:.1f}×"
-
-
-def _digits(value: float | None) -> str:
-    return "" if value is None else f"{value:.1e}"
 
 
 def _on_gpu(report: dict[str, Any]) -> bool:

@@ -10,18 +10,30 @@ from torch import Tensor
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 OPS = ("pair", "score")
+ROW_OPS = ("logprobs", "entropies", "backward", "loss", "shape-loss")
+LINEAR_OPS = ("linear-pair", "linear-logprobs", "linear-loss")
+GRADIENT_OPS = (*ROW_OPS, *LINEAR_OPS)  # measured by gradient_measure.py
+# Passes over the logits that an op cannot do without: a read, and a read with a write.
+READS = {"logprobs": 1, "entropies": 1, "shape-loss": 1}
+PRODUCTS = {"linear-pair": 2, "linear-logprobs": 3, "linear-loss": 3}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One problem: ``pair`` ends in shaped advantages, ``score`` in the log-probs of the student's tensor.
+    """One problem.
+
+    ``pair`` ends in shaped advantages, ``score`` in the log-probs of the student's tensor. With gradients:
+    ``logprobs``, ``entropies`` (log-probs and entropies), ``backward`` (of log-probs, after a forward that is not
+    timed), ``loss`` (GRPO with clip and KL), ``shape-loss``; ``linear-...`` from hidden states, of which
+    ``linear-pair`` has no gradient.
 
     Args:
-        op: ``pair`` or ``score``.
+        op: One of these.
         rows: Tokens N.
         vocab: Logits per token V.
         dtype: ``bf16``, ``fp16`` or ``fp32``.
         masked: Share of the tokens outside steps; at least one token stays active.
+        hidden: Width H of the hidden states of a ``linear-...`` op; 0 for the others.
 
     Raises:
         ValueError: An argument is out of range.
@@ -32,16 +44,21 @@ class Case:
     vocab: int
     dtype: str
     masked: float = 0.0
+    hidden: int = 0
 
     def __post_init__(self) -> None:
-        if self.op not in OPS:
-            raise ValueError(f"op must be one of {', '.join(OPS)}, got {self.op!r}")
+        if self.op not in (*OPS, *GRADIENT_OPS):
+            raise ValueError(f"op must be one of {', '.join((*OPS, *GRADIENT_OPS))}, got {self.op!r}")
         if self.rows < 1 or self.vocab < 1:
             raise ValueError(f"rows and vocab must be at least 1, got {self.rows} and {self.vocab}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         if not 0 <= self.masked <= 1:
             raise ValueError(f"masked must lie in [0, 1], got {self.masked}")
+        if (self.hidden < 1) if self.op in LINEAR_OPS else (self.hidden != 0):
+            raise ValueError(f"hidden must be at least 1 for linear ops and 0 else, got {self.hidden} for {self.op}")
+        if self.op in GRADIENT_OPS and self.dtype == "fp16":
+            raise ValueError(f"dtype must be bf16 or fp32 for {self.op}, got 'fp16': its gradients need a loss scale")
 
     @property
     def active(self) -> int:
@@ -62,9 +79,23 @@ class Case:
         return self.tensors * self.active * self.vocab * self.itemsize
 
     @property
+    def bytes_moved(self) -> int:
+        """The fewest bytes that an op with gradients must move: active logits read, read again and written."""
+        return (READS.get(self.op, 0) + 2) * self.active * self.vocab * self.itemsize
+
+    @property
+    def operations(self) -> int:
+        """Multiplications and additions of the matrix products that a ``linear-...`` op cannot do without."""
+        return 2 * PRODUCTS.get(self.op, 0) * self.active * self.vocab * self.hidden
+
+    @property
     def input_bytes(self) -> int:
         """Memory of one set of inputs; both tensors exist also where one is read."""
-        return 2 * (self.rows + 1) * self.vocab * self.itemsize
+        logits = (self.rows + 1) * self.vocab
+        if self.op in LINEAR_OPS:
+            heads = 2 * self.hidden * (self.vocab + self.rows)
+            return (2 * heads + logits) * self.itemsize  # and the products' outputs, which time the limit
+        return (4 if self.op in ROW_OPS else 2) * logits * self.itemsize
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
