@@ -178,7 +178,7 @@ def test_a_measured_case_has_limit_times_and_memory(op: str) -> None:
     record = measure_gradients(case, "cpu", Learners((eager(case), wrong, big), {}), FAST)
     results = {r["contender"]: r for r in record["results"]}
     assert record["limit"] == (MATRICES if op in LINEAR_OPS else BYTES)
-    assert list(results)[0] == record["limit"]
+    assert next(iter(results)) == record["limit"]
     assert results[record["limit"]]["seconds"]["min"] > 0
     assert results["eager"]["seconds"]["samples"] == 3
     assert results["eager"]["extra_bytes"] >= (0 if op == "linear-pair" else case.rows * case.vocab * 4)
