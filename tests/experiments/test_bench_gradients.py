@@ -24,6 +24,7 @@ from stepopsd.experiments.bench.problems import Problem, make_problem, required
 from stepopsd.experiments.bench.report import render
 from stepopsd.experiments.bench.rows import GRADIENT_OPS, LINEAR_OPS, Case
 from stepopsd.experiments.bench.timing import CpuClock, Settings, Staged, interleaved
+from stepopsd.ops import dispatch
 
 FAST = Settings(rounds=3, sample_seconds=0.0, seconds=0.0)
 
@@ -193,6 +194,15 @@ def test_the_limit_computes_what_an_op_cannot_do_without() -> None:
         limit(x, "cpu")(0)
     record = measure_gradients(Case("loss", 1 << 40, 4096, "fp32"), "cpu", Learners((), {}), FAST)
     assert "GiB are free" in record["skipped"]
+
+
+def test_a_backend_without_a_gradient_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "no_gradients", lambda name: "none" if name == "torch" else None)
+    for op in GRADIENT_OPS:
+        field = learners(tiny(op), "cpu", peers=False, compiled=False)
+        there = "stepopsd torch" in {learner.name for learner in field.contenders}
+        assert there == (op == "linear-pair")
+        assert field.absent.get("stepopsd torch") == (None if there else "none")
 
 
 def test_missing_peers_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

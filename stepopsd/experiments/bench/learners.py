@@ -68,6 +68,8 @@ def learners(case: Case, device: str, *, peers: bool = True, compiled: bool = Tr
         reason = dispatch.unavailable(name, device)
         if name == "triton" and device == "cpu" and reason is None:
             reason = "the interpreter is no contender"
+        if reason is None and case.op != "linear-pair":
+            reason = dispatch.no_gradients(name)  # torch would be timed under its name
         if reason is None:
             found += list(ours(name, case))
         else:
