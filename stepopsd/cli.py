@@ -70,15 +70,11 @@ def doctor(args: Sequence[str]) -> int:
 
 
 def games(args: Sequence[str]) -> int:
-    """Games for ALFWorld: make | check | download."""
-    from stepopsd.envs.games.commands import check_games, download_games, make_games
+    """Games for ALFWorld: make | check | stats | download."""
+    _tyro()
+    from stepopsd.envs.games.command_line import main
 
-    commands: dict[str, Callable[..., Any]] = {"make": make_games, "check": check_games, "download": download_games}
-    if not args or args[0] not in commands:
-        print("usage: stepopsd games {make,check,download} [--help]", file=sys.stderr)
-        return 2
-    result = _typed(commands[args[0]], args[1:], f"stepopsd games {args[0]}")
-    return int(args[0] == "check" and result > 0)
+    return main(args)
 
 
 def retriever(args: Sequence[str]) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from stepopsd.envs.alfworld import AlfworldEnv, list_tasks
 from stepopsd.envs.base import EnvPool, Task
 from stepopsd.envs.games.bundle import bundled_root
+from stepopsd.envs.games.preflight import require_games
 from stepopsd.envs.pool import InlinePool, ProcessPool
 from stepopsd.rollout.chat import ChatFormat
 from stepopsd.rollout.contexts import ContextPolicy, DialogueContext, Prompting, TurnContext
@@ -25,6 +26,7 @@ def tasks_of(config: EnvConfig, split: str) -> list[Task]:
 
     Raises:
         FileNotFoundError: The games, the split or the variable does not exist; the message says what was looked for.
+        ValueError: A game cannot be read or won, or an official split is incomplete; the message names the file.
     """
     if config.name == "searchqa":
         return search_tasks(config.search, split)
@@ -33,7 +35,7 @@ def tasks_of(config: EnvConfig, split: str) -> list[Task]:
     root = os.path.expandvars(config.games)
     if "$" in root:
         raise FileNotFoundError(f"env.games is {config.games!r} but the environment variable in it is not set")
-    return list_tasks(root, split)
+    return require_games(root, split)
 
 
 class Episodes:

@@ -19,7 +19,7 @@ from stepopsd.envs.games.bundle import bundled_games, bundled_keys, bundled_root
 from stepopsd.envs.games.generator import iter_games
 from stepopsd.envs.games.goals import TASK_TYPES
 from stepopsd.envs.games.layout import split_scenes
-from stepopsd.envs.games.verify import Checker, Verdict
+from stepopsd.envs.games.verify import Verdict, checker
 
 SIZES = {"train": 240, "seen": 60, "unseen": 60}
 
@@ -37,7 +37,7 @@ def test_every_bundled_game_is_won_on_the_real_engine_by_walkthrough_and_expert(
 
 def lost(tasks: list[Task]) -> list[tuple[str, Verdict]]:
     """Tasks that the walkthrough does not win, or the expert not within 20 steps."""
-    with Checker(workers=2, expert_limit=20) as check:
+    with checker(workers=2, expert_limit=20) as check:
         pairs = list(zip(tasks, check(tasks), strict=True))
     return [
         (task.task_id, verdict)

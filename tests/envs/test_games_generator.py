@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import pytest
 
-from stepopsd.envs.games.generator import iter_games
+from stepopsd.envs.games.generator import Difficulty, iter_games
 from stepopsd.envs.games.goals import TASK_TYPES
 from stepopsd.envs.games.layout import SIZES, split_scenes
 from stepopsd.envs.games.rooms import APPLIANCE, can_contain
@@ -30,7 +30,7 @@ def test_same_arguments_give_the_same_games_and_a_longer_run_starts_with_a_short
 
 def test_games_do_not_depend_on_the_order_of_sets():
     program = (
-        "from stepopsd.envs.games.generator import iter_games\n"
+        "from stepopsd.envs.games.generator import Difficulty, iter_games\n"
         "print([game.content_key for size in ('tiny', 'full') for game in iter_games(5, 12, size=size)])"
     )
     outputs = {
@@ -88,7 +88,9 @@ def test_wanted_objects_start_away_from_their_target_and_are_enough(size):
         receptacles = facts(game.problem, "receptacleType")
         wanted = [thing for thing, kind in kinds.items() if kind == f"{game.obj}Type"]
         assert len(wanted) >= (2 if game.task_type == "pick_two_obj_and_place" else 1)
-        assert all(receptacles[where[thing]] != f"{game.target}Type" for thing in wanted)
+        # What has to be cleaned, heated or cooled may lie at its target before, as in the official games.
+        if size == "tiny" or game.task_type in ("pick_and_place_simple", "pick_two_obj_and_place"):
+            assert all(receptacles[where[thing]] != f"{game.target}Type" for thing in wanted)
 
 
 def test_goals_ask_only_for_what_the_rules_allow():
@@ -108,9 +110,53 @@ def test_tiny_games_have_few_things_and_full_games_many():
     assert things("tiny") < 10 < 20 < things("full")
 
 
-def test_instances_are_limited_to_three():
+def test_instances_are_limited_to_four_in_reach():
     for game in iter_games(0, 60, size="full"):
-        assert max(Counter(facts(game.problem, "objectType").values()).values()) <= 3
+        kinds, placed = facts(game.problem, "objectType"), facts(game.problem, "inReceptacle")
+        assert max(Counter(kinds[thing] for thing in placed).values()) <= 4
+
+
+def test_distance_counts_likelier_places_and_is_kept():
+    near, far = (
+        list(iter_games(0, 24, size="full", difficulty=Difficulty(distance=span))) for span in ((0, 1), (4, 30))
+    )
+    assert sum(len(game.walkthrough) for game in near) <= sum(len(game.walkthrough) for game in far)
+    assert {game.content_key for game in near}.isdisjoint(game.content_key for game in far)
+
+
+def test_receptacles_are_kept_in_range():
+    for game in iter_games(0, 60, size="full", difficulty=Difficulty(receptacles=(10, 14))):
+        assert 10 <= len(facts(game.problem, "receptacleAtLocation")) <= 14
+
+
+def test_sliced_games_name_it_need_it_and_start_whole():
+    games = list(iter_games(0, 120, size="full", difficulty=Difficulty(sliced=1.0)))
+    sliced = [game for game in games if game.sliced]
+    assert len(sliced) >= 10
+    for game in sliced:
+        assert "sliced" in game.goal
+        assert "(isSliced ?o" in game.problem.partition("(:goal")[2]
+        assert "isSliced" not in game.problem.partition("(:goal")[0]
+        assert any(command.startswith("slice ") for command in game.walkthrough)
+    assert not any(game.sliced for game in iter_games(0, 120, size="full"))
+
+
+def test_difficulty_that_no_draw_meets_is_an_error():
+    with pytest.raises(ValueError, match=r"distance \(90, 99\): none of \d+ draws"):
+        next(iter_games(0, 1, difficulty=Difficulty(distance=(90, 99))))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"receptacles": (9, 3)}, "receptacles must be two numbers, fewest and most, got 9 3"),
+        ({"distance": (-1, 3)}, "distance must be two numbers, fewest and most, got -1 3"),
+        ({"sliced": 1.5}, "sliced must lie in [0, 1], got 1.5"),
+    ],
+)
+def test_bad_difficulty_is_named(arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Difficulty(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +166,8 @@ def test_instances_are_limited_to_three():
         ({"count": 1, "size": "huge"}, "size must be one of tiny, full, got 'huge'"),
         ({"count": 1, "scenes": [401]}, "scenes must include a room for look_at_obj_in_light"),
         ({"count": 1, "scenes": [55]}, "scene must lie in"),
+        ({"count": 1, "difficulty": Difficulty(sliced=0.5)}, "sliced needs size full, got 'tiny'"),
+        ({"count": 1, "difficulty": Difficulty(receptacles=(2, 3))}, "within receptacles (2, 3)"),
         ({"count": 1, "split": "dev"}, "split must be one of train, seen, unseen, got 'dev'"),
     ],
 )

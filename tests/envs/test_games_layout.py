@@ -48,11 +48,31 @@ def test_tiny_layouts_have_about_a_quarter_of_the_receptacles():
     assert 0.2 < tiny / full < 0.45
 
 
-def test_names_and_locations_are_unique_within_a_scene():
+@pytest.mark.parametrize("size", SIZES)
+def test_names_are_unique_and_locations_have_no_gap(size):
     for scene in ALL_SCENES:
-        receptacles = layout(scene, "full")
+        receptacles = layout(scene, size)
         assert len({r.name for r in receptacles}) == len(receptacles)
-        assert sorted(r.location for r in receptacles) == list(range(1, len(receptacles) + 1))
+        assert {r.location for r in receptacles} == set(range(1, max(r.location for r in receptacles) + 1))
+
+
+def test_neighbours_share_a_location_in_full_rooms_only():
+    def shared(size: str) -> int:
+        return sum(len(places) - len({r.location for r in places}) for places in (layout(s, size) for s in ALL_SCENES))
+
+    assert shared("tiny") == 0
+    assert 120 < shared("full") < 360
+
+
+def test_receptacles_are_left_out_down_to_one_of_each_type():
+    for scene in ALL_SCENES:
+        places = layout(scene, "full")
+        kinds = {r.kind for r in places}
+        fewer = layout(scene, "full", len(kinds))
+        assert sorted(r.kind for r in fewer) == sorted(kinds)
+        assert layout(scene, "full", len(places)) == places
+        with pytest.raises(ValueError, match=rf"most must be at least {len(kinds)}, .*scene {scene}"):
+            layout(scene, "full", len(kinds) - 1)
 
 
 @pytest.mark.parametrize("scene", [0, 31, 200, 231, 431, -1])

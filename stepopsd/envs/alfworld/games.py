@@ -45,7 +45,7 @@ def list_tasks(root: str | os.PathLike[str], split: str) -> list[Task]:
         ['look_at_obj_in_light', 'look_at_obj_in_light']
     """
     folder = split_folder(root, split)
-    alias = {official: ours for ours, official in OFFICIAL_SPLITS.items()}.get(split, split)
+    alias = split_alias(split)
     tasks = [
         Task(
             task_id=f"{alias}/{path.parent.relative_to(folder).as_posix()}",
@@ -60,6 +60,11 @@ def list_tasks(root: str | os.PathLike[str], split: str) -> list[Task]:
     if not tasks:
         raise FileNotFoundError(f"split {split!r}: no {GAME_FILE} below {folder}")
     return tasks
+
+
+def split_alias(split: str) -> str:
+    """Our name of a split, which may be given by its official folder; other names stay."""
+    return {official: ours for ours, official in OFFICIAL_SPLITS.items()}.get(split, split)
 
 
 def split_folder(root: str | os.PathLike[str], split: str) -> Path:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 
 from stepopsd.envs.base import Observation
 from stepopsd.envs.games.goals import parse_goal
-from stepopsd.envs.games.rooms import APPLIANCE, OPENABLE, PLACES, VERB
+from stepopsd.envs.games.rooms import APPLIANCE, KNIVES, VERB
+from stepopsd.envs.games.search import SHARES, in_order, kind_of, search_order
 
 _NAME = r"[a-z]+ \d+"
 _ITEMS = re.compile(rf"\ban? ({_NAME})")
@@ -19,15 +19,8 @@ _TAKEN = re.compile(rf"You pick up the ({_NAME}) from the ({_NAME})\.")
 _MOVED = re.compile(rf"You move the ({_NAME}) to the ({_NAME})\.")
 _CHANGED = re.compile(rf"You (clean|heat|cool) the ({_NAME}) using the {_NAME}\.")
 _CARRYING = re.compile(rf"You are carrying: an? ({_NAME})\.")
-_UNLISTED_SHARE = 0.5  #: chance, in per cent, for kinds of place in which we never saw such a thing
-_OPENABLE = frozenset(kind.lower() for kind in OPENABLE)
-_SHARES = {
-    room: {
-        kind.lower(): {where.lower(): float(share) for where, share in shares.items()}
-        for kind, shares in table.items()
-    }
-    for room, table in PLACES.items()
-}
+_SLICED = re.compile(rf"You sliced the ({_NAME}) with the {_NAME}\.")
+_KNIVES = tuple(kind.lower() for kind in KNIVES)
 
 
 class HandExpert:
@@ -58,6 +51,7 @@ class HandExpert:
         self._contents: dict[str, list[str]] = {}
         self._refused: set[tuple[str, str]] = set()
         self._changed: set[str] = set()
+        self._cut: set[str] = set()
         self._holding: str | None = None
         self._can: frozenset[str] = frozenset()
 
@@ -85,8 +79,8 @@ class HandExpert:
 
     def _read(self, text: str) -> None:
         if intro := _INTRO.search(text):
-            self._places = self._places or sorted(_ITEMS.findall(intro[1]), key=_order)
-            self._shares = self._shares or _SHARES[_room(self._places)]
+            self._places = self._places or in_order(_ITEMS.findall(intro[1]))
+            self._shares = self._shares or SHARES[_room(self._places)]
         for on, inside, items in _CONTENTS.findall(text):
             self._contents[on or inside] = _ITEMS.findall(items)
         if taken := _TAKEN.search(text):
@@ -97,15 +91,19 @@ class HandExpert:
             self._contents.setdefault(moved[2], []).append(moved[1])
         if (changed := _CHANGED.search(text)) and changed[1] == self._verb:
             self._changed.add(changed[2])
+        if cut := _SLICED.search(text):
+            self._cut.add(cut[1])
         if carrying := _CARRYING.search(text):
             self._holding = carrying[1]
 
     def _decide(self) -> str:
         looking = self.goal.task_type == "look_at_obj_in_light"
+        if self.goal.sliced and (step := self._slice()):
+            return step
         if self._holding is None:
             return self._fetch() or self._search(self.goal.obj, *([self.goal.target] if looking else []))
-        if _kind(self._holding) != self.goal.obj:
-            return self._put_down(self._places)
+        if kind_of(self._holding) != self.goal.obj:
+            return self._put_down(self._resting_places() if self.goal.sliced else self._places)
         if looking:
             return self._use_lamp()
         if self._verb and self._holding not in self._changed:
@@ -115,19 +113,42 @@ class HandExpert:
     def _fetch(self) -> str | None:
         """Towards the nearest wanted thing that is known and not yet where it belongs."""
         keep = self._kept_places()
-        known = [
+        usable = [
             (name, place)
-            for place, names in self._contents.items()
-            for name in names
-            if _kind(name) == self.goal.obj and place not in keep
+            for name, place in self._known(self.goal.obj)
+            if place not in keep and (name in self._cut or not self.goal.sliced)
         ]
+        return self._go_and("take {name} from {place}", usable)
+
+    def _slice(self) -> str | None:
+        """Towards as many wanted things cut with a knife as are needed; None when they are."""
+        needed = 2 if self.goal.task_type == "pick_two_obj_and_place" else 1
+        if len(self._cut) >= needed:
+            return None
+        if self._holding is None:
+            return self._go_and("take {name} from {place}", self._known(*_KNIVES)) or self._search(*_KNIVES)
+        if kind_of(self._holding) not in _KNIVES:
+            return self._put_down(self._resting_places())
+        whole = [(name, place) for name, place in self._known(self.goal.obj) if name not in self._cut]
+        return self._go_and(f"slice {{name}} with {self._holding}", whole) or self._search(self.goal.obj)
+
+    def _known(self, *kinds: str) -> list[tuple[str, str]]:
+        """Things of these kinds that have been seen, with their places."""
+        return [(name, place) for place, names in self._contents.items() for name in names if kind_of(name) in kinds]
+
+    def _go_and(self, command: str, known: list[tuple[str, str]]) -> str | None:
+        """Towards the nearest known thing, then the command there; what turns out to be gone is forgotten."""
         for name, place in sorted(known, key=lambda pair: not self._at(pair[1])):
-            take = f"take {name} from {place}"
-            step = self._reach(place)
-            if step or take in self._can:
-                return step or take
+            step, there = self._reach(place), command.format(name=name, place=place)
+            if step or there in self._can:
+                return step or there
             self._forget(name, place)
         return None
+
+    def _resting_places(self) -> list[str]:
+        """Places for a knife that has done its work: here, else where knives tend to lie."""
+        likely = search_order(self._places, self._places, self._shares, _KNIVES)
+        return sorted(likely, key=lambda place: not self._at(place))
 
     def _kept_places(self) -> set[str]:
         """Places whose wanted things count already, so that they stay there."""
@@ -139,7 +160,7 @@ class HandExpert:
 
     def _change(self) -> str:
         """Towards the appliance that cleans, heats or cools what is held."""
-        places = [place for place in self._places if _kind(place) == self._appliance]
+        places = [place for place in self._places if kind_of(place) == self._appliance]
         place = min(places, key=lambda p: not self._at(p), default=None)
         if place is None:
             return "look"
@@ -148,25 +169,25 @@ class HandExpert:
     def _use_lamp(self) -> str:
         for place, names in self._contents.items():
             for name in names:
-                if _kind(name) == self.goal.target:
+                if kind_of(name) == self.goal.target:
                     return self._reach(place) or f"use {name}"
         return self._search(self.goal.target)
 
     def _targets(self) -> list[str]:
         """Places where the wanted thing may go, best first: where some already are, then here, then in order."""
-        places = [place for place in self._places if _kind(place) == self.goal.target]
+        places = [place for place in self._places if kind_of(place) == self.goal.target]
         return sorted(places, key=lambda p: (-self._count(p), not self._at(p), p not in self._contents))
 
     def _put_down(self, places: list[str]) -> str:
         assert self._holding is not None
         for place in places:
-            if (_kind(self._holding), place) in self._refused:
+            if (kind_of(self._holding), place) in self._refused:
                 continue
             step = self._reach(place)
             move = f"move {self._holding} to {place}"
             if step or move in self._can:
                 return step or move
-            self._refused.add((_kind(self._holding), place))
+            self._refused.add((kind_of(self._holding), place))
         return "look"
 
     def _search(self, *kinds: str) -> str:
@@ -176,15 +197,8 @@ class HandExpert:
             # Someone moved things while we were not looking: start over.
             self._contents.clear()
             unseen = self._places
-        number = Counter(_kind(place) for place in self._places)
         skip = self._kept_places() if self.goal.obj in kinds else set()
-
-        def promise(place: str) -> float:
-            kind = _kind(place)
-            share = sum(self._shares.get(wanted, {}).get(kind, _UNLISTED_SHARE) for wanted in kinds)
-            return share / number[kind] / (2 if kind in _OPENABLE else 1) * (place not in skip)
-
-        place = max(unseen, key=promise)
+        place = search_order(unseen, self._places, self._shares, kinds, skip)[0]
         return self._reach(place) or f"examine {place}"
 
     def _reach(self, place: str) -> str | None:
@@ -198,23 +212,14 @@ class HandExpert:
         return f"examine {place}" in self._can
 
     def _count(self, place: str) -> int:
-        return sum(_kind(name) == self.goal.obj for name in self._contents.get(place, ()))
+        return sum(kind_of(name) == self.goal.obj for name in self._contents.get(place, ()))
 
     def _forget(self, name: str, place: str) -> None:
         if name in self._contents.get(place, ()):
             self._contents[place].remove(name)
 
 
-def _kind(name: str) -> str:
-    return name.split(" ")[0]
-
-
-def _order(name: str) -> tuple[str, int]:
-    kind, number = name.split(" ")
-    return kind, int(number)
-
-
 def _room(places: list[str]) -> str:
-    kinds = {_kind(place) for place in places}
+    kinds = {kind_of(place) for place in places}
     signs = (("fridge", "kitchen"), ("toilet", "bathroom"), ("bed", "bedroom"))
     return next((room for sign, room in signs if sign in kinds), "living")

@@ -20,6 +20,7 @@ class Game:
         goal: The instruction, without full stop.
         problem: PDDL problem.
         walkthrough: Commands that win the game.
+        sliced: Whether the wanted object has to be sliced first.
     """
 
     task_type: str
@@ -31,6 +32,7 @@ class Game:
     goal: str
     problem: str
     walkthrough: tuple[str, ...]
+    sliced: bool = False
 
     @property
     def folder(self) -> str:

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 
+from stepopsd.envs.games.full_rooms import BESIDE_ANOTHER, BESIDE_ITS_KIND
 from stepopsd.envs.games.rooms import FULL_RECEPTACLES, PLACES, ROOMS, TINY_RECEPTACLES
 
 SIZES = ("tiny", "full")
@@ -67,40 +68,66 @@ def split_scenes(split: str) -> tuple[int, ...]:
     return tuple(scene for scene in every if (scene in HELD_OUT) == (split == "unseen"))
 
 
-def layout(scene: int, size: str) -> tuple[Receptacle, ...]:
+def layout(scene: int, size: str, most: int | None = None) -> tuple[Receptacle, ...]:
     """Receptacles of a scene.
 
     Args:
         scene: Scene number as in AI2-THOR (kitchens 1-30, living rooms 201-230, bedrooms 301-330,
             bathrooms 401-430).
         size: ``tiny`` or ``full``.
+        most: Leave out receptacles, of the commonest types first, until so many are left. One of each type stays.
 
     Returns:
-        The receptacles, each at a location of its own (location 0 is where the agent starts). Two scenes of a
-        room type never have the same receptacle counts.
+        The receptacles. Location 0 is where the agent starts; in tiny rooms each receptacle has a location of its
+        own, in full ones neighbours may share one. Unless ``most`` is given, two scenes of a room type never have
+        the same receptacle counts.
 
     Raises:
-        ValueError: unknown scene number or size.
+        ValueError: unknown scene number or size, or more types of receptacle than ``most``.
     """
     if size not in SIZES:
         raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
-    counts = _room_counts(room_of(scene), size)[scene]
+    room = room_of(scene)
+    counts = _thinned(dict(_room_counts(room, size)[scene]), scene, most)
+    rng = random.Random(f"beside/{scene}")
     out: list[Receptacle] = []
-    for kind, number in counts:
-        out += [Receptacle(kind, i + 1, number, len(out) + i + 1) for i in range(number)]
+    location = 0
+    for kind, number in counts.items():
+        for i in range(number):
+            shared = _beside(rng, room, kind, out, first=i == 0) if size == "full" else None
+            location += shared is None
+            out.append(Receptacle(kind, i + 1, number, location if shared is None else shared))
     return tuple(out)
+
+
+def _thinned(counts: dict[str, int], scene: int, most: int | None) -> dict[str, int]:
+    if most is not None and most < len(counts):
+        raise ValueError(f"most must be at least {len(counts)}, the types of receptacle in scene {scene}, got {most}")
+    while most is not None and sum(counts.values()) > most:
+        counts[max(counts, key=lambda kind: counts[kind])] -= 1
+    return counts
+
+
+def _beside(
+    rng: random.Random, room: str, kind: str, placed: list[Receptacle], *, first: bool
+) -> int | None:
+    """The location that the next receptacle shares with one that stands already; None for one of its own."""
+    other, chance = (
+        BESIDE_ANOTHER[room].get(kind, (kind, 0.0)) if first else (kind, BESIDE_ITS_KIND[room].get(kind, 0.0))
+    )
+    there = [r.location for r in placed if r.kind == other]
+    return there[-1] if rng.random() < chance and there else None
 
 
 @cache
 def _room_counts(room: str, size: str) -> dict[int, tuple[tuple[str, int], ...]]:
     """Receptacle counts of every scene of a room type, all different."""
-    table = (TINY_RECEPTACLES if size == "tiny" else FULL_RECEPTACLES)[room]
     used: set[tuple[tuple[str, int], ...]] = set()
     scenes: dict[int, tuple[tuple[str, int], ...]] = {}
     for scene in scenes_of(room):
         rng = random.Random(f"layout/{size}/{scene}")
         while True:
-            counts = _draw_counts(rng, table)
+            counts = _draw_tiny_counts(rng, room) if size == "tiny" else _draw_full_counts(rng, room)
             if counts not in used and _usable(room, dict(counts)):
                 break
         used.add(counts)
@@ -108,14 +135,17 @@ def _room_counts(room: str, size: str) -> dict[int, tuple[tuple[str, int], ...]]
     return scenes
 
 
-def _draw_counts(
-    rng: random.Random, table: dict[str, tuple[float, int, int]]
-) -> tuple[tuple[str, int], ...]:
+def _draw_tiny_counts(rng: random.Random, room: str) -> tuple[tuple[str, int], ...]:
     drawn: Counter[str] = Counter()
-    for kind, (chance, fewest, most) in table.items():
+    for kind, (chance, fewest, most) in TINY_RECEPTACLES[room].items():
         if rng.random() < chance:
             drawn[kind] = rng.randint(fewest, most)
     return tuple((kind, number) for kind, number in drawn.items() if number)
+
+
+def _draw_full_counts(rng: random.Random, room: str) -> tuple[tuple[str, int], ...]:
+    table = FULL_RECEPTACLES[room].items()
+    return tuple((kind, rng.choice(numbers)) for kind, (chance, numbers) in table if rng.random() < chance)
 
 
 def _usable(room: str, counts: dict[str, int]) -> bool:

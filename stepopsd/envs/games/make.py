@@ -11,9 +11,9 @@ from pathlib import Path
 
 from stepopsd.envs.base import Task
 from stepopsd.envs.games.game import Game
-from stepopsd.envs.games.generator import iter_games
+from stepopsd.envs.games.generator import Difficulty, iter_games
 from stepopsd.envs.games.goals import TASK_TYPES
-from stepopsd.envs.games.verify import STEP_LIMIT, Checker, Verdict
+from stepopsd.envs.games.verify import STEP_LIMIT, Verdict, checker
 from stepopsd.envs.games.wheel import write_game
 
 _MAX_FRUITLESS = 20  #: rounds of draws without a single game kept
@@ -36,6 +36,7 @@ def draw_checked(
     seed: int,
     workers: int,
     expert_limit: int = STEP_LIMIT,
+    difficulty: Difficulty | None = None,
 ) -> Iterator[MadeGame]:
     """Draw games, write them below ``folder/<split>`` and keep those that walkthrough and expert win.
 
@@ -50,6 +51,7 @@ def draw_checked(
         seed: Any integer.
         workers: Processes; 0 for none besides this one.
         expert_limit: Steps within which the expert has to win.
+        difficulty: As for ``iter_games``.
 
     Yields:
         The games kept, split by split.
@@ -58,9 +60,10 @@ def draw_checked(
         RuntimeError: if no further game passes, e.g. because ``expert_limit`` is too small for a task type.
     """
     used: set[str] = set()
-    with Checker(workers, expert_limit=expert_limit) as check:
+    with checker(workers, expert_limit=expert_limit) as check:
         for split, count in counts.items():
-            for made in _fill_split(folder / split, split, count, size, seed, used, check):
+            drawn = iter_games(seed, size=size, split=split, exclude=used, difficulty=difficulty)
+            for made in _fill_split(folder / split, split, count, drawn, check):
                 used.add(made.game.content_key)
                 yield made
 
@@ -81,19 +84,16 @@ def _fill_split(
     folder: Path,
     split: str,
     count: int,
-    size: str,
-    seed: int,
-    used: set[str],
+    drawn: Iterator[Game],
     check: Callable[[Iterable[Task]], Iterator[Verdict]],
 ) -> Iterator[MadeGame]:
     wanted = Counter({kind: len(range(i, count, len(TASK_TYPES))) for i, kind in enumerate(TASK_TYPES)})
-    drawn = iter_games(seed, size=size, split=split, exclude=used)
     fruitless = 0
     while wanted.total():
         if fruitless == _MAX_FRUITLESS:
             missing = ", ".join(kind for kind, number in wanted.items() if number)
             raise RuntimeError(
-                f"{split}: {fruitless} rounds of draws gave no {size} game that walkthrough and expert win;"
+                f"{split}: {fruitless} rounds of draws gave no game that walkthrough and expert win;"
                 f" still missing: {missing}"
             )
         # Every type once per six games, so this many more draws can fill the largest gap.

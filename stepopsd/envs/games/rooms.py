@@ -5,6 +5,10 @@ The shares (in per cent) and ranges are rounded figures, counted over the offici
 
 from __future__ import annotations
 
+from functools import cache
+
+from stepopsd.envs.games.full_rooms import MORE_ROOM
+
 ROOMS = ("kitchen", "living", "bedroom", "bathroom")
 
 
@@ -108,33 +112,38 @@ _BATHROOM = {
     "Towel": "TowelHolder 97, CounterTop 3",
 }
 
-#: receptacle type -> (chance that the room has any, fewest, most)
-FULL_RECEPTACLES: dict[str, dict[str, tuple[float, int, int]]] = {
+#: receptacle type -> (chance that the room has any, how many: drawn evenly from these)
+FULL_RECEPTACLES: dict[str, dict[str, tuple[float, tuple[int, ...]]]] = {
     "kitchen": {
-        "CounterTop": (1, 1, 3), "Cabinet": (1, 4, 20), "Drawer": (0.97, 2, 12), "SinkBasin": (1, 1, 1),
-        "Fridge": (1, 1, 1), "Microwave": (1, 1, 1), "StoveBurner": (1, 4, 4), "CoffeeMachine": (1, 1, 1),
-        "Toaster": (1, 1, 1), "GarbageCan": (1, 1, 1), "DiningTable": (0.6, 1, 2), "Shelf": (0.18, 3, 4),
-        "SideTable": (0.1, 1, 2), "Safe": (0.05, 1, 1),
+        "CounterTop": (1, (1, 2, 2, 2, 3, 3, 4)), "Cabinet": (1, (3, 4, 9, 10, 11, 13, 13, 16, 19, 20, 21, 26)),
+        "Drawer": (0.97, (1, 2, 3, 3, 4, 4, 5, 6, 8, 12, 14)), "SinkBasin": (1, (1,)), "Fridge": (1, (1,)),
+        "Microwave": (1, (1,)), "StoveBurner": (1, (4,)), "CoffeeMachine": (1, (1,)), "Toaster": (1, (1,)),
+        "GarbageCan": (1, (1,)), "DiningTable": (0.55, (1, 1, 1, 2)), "Shelf": (0.16, (3,)), "SideTable": (0.11, (1,)),
+        "Safe": (0.04, (1,)),
     },
     "living": {
-        "Sofa": (1, 1, 2), "ArmChair": (0.97, 1, 3), "CoffeeTable": (0.85, 1, 2), "SideTable": (0.81, 1, 4),
-        "Drawer": (0.8, 1, 11), "DiningTable": (0.43, 1, 2), "Dresser": (0.43, 1, 1), "TVStand": (0.39, 1, 1),
-        "Shelf": (0.31, 1, 10), "Cabinet": (0.21, 1, 7), "Ottoman": (0.09, 1, 2), "GarbageCan": (1, 1, 1),
-        "Safe": (0.03, 1, 1),
+        "Sofa": (1, (1, 1, 1, 2)), "ArmChair": (0.93, (1, 1, 2)), "CoffeeTable": (0.85, (1, 1, 1, 2)),
+        "SideTable": (0.78, (1, 1, 2, 3)), "Drawer": (0.78, (1, 1, 2, 4, 4, 6, 7, 8, 12)),
+        "DiningTable": (0.5, (1, 1, 1, 2)), "Dresser": (0.33, (1,)), "TVStand": (0.44, (1, 1, 1, 2)),
+        "Shelf": (0.35, (1, 3, 5, 8, 12)), "Cabinet": (0.11, (1, 4, 8)), "Ottoman": (0.15, (1,)),
+        "GarbageCan": (1, (1,)), "Safe": (0.04, (1,)),
     },
     "bedroom": {
-        "Bed": (1, 1, 2), "Desk": (0.68, 1, 2), "SideTable": (0.68, 1, 2), "Drawer": (0.95, 2, 12),
-        "Dresser": (0.44, 1, 2), "Shelf": (0.67, 1, 9), "ArmChair": (0.19, 1, 2), "DiningTable": (0.16, 1, 1),
-        "Cabinet": (0.14, 1, 4), "LaundryHamper": (0.24, 1, 1), "Safe": (0.16, 1, 1), "GarbageCan": (1, 1, 1),
+        "Bed": (1, (1, 1, 1, 1, 1, 2)), "Desk": (0.67, (1, 1, 1, 1, 2)), "SideTable": (0.67, (1, 1, 2)),
+        "Drawer": (0.96, (2, 2, 3, 3, 5, 5, 6, 9, 12, 15)), "Dresser": (0.48, (1, 1, 1, 1, 2)),
+        "Shelf": (0.67, (1, 1, 2, 5, 7, 12)), "ArmChair": (0.22, (1, 1, 2)), "DiningTable": (0.15, (1,)),
+        "Cabinet": (0.15, (1, 2, 4)), "LaundryHamper": (0.26, (1,)), "Safe": (0.15, (1,)), "GarbageCan": (1, (1,)),
     },
     "bathroom": {
-        "SinkBasin": (1, 1, 2), "Toilet": (1, 1, 1), "CounterTop": (0.86, 1, 2), "Cabinet": (0.4, 2, 8),
-        "Drawer": (0.58, 1, 8), "BathtubBasin": (0.64, 1, 1), "Shelf": (0.24, 1, 4), "Cart": (0.06, 1, 1),
-        "SideTable": (0.06, 1, 1), "Dresser": (0.05, 1, 1), "GarbageCan": (1, 1, 1), "TowelHolder": (1, 1, 2),
-        "HandTowelHolder": (1, 1, 2), "ToiletPaperHanger": (1, 1, 1),
+        "SinkBasin": (1, (1, 2)), "Toilet": (1, (1,)), "CounterTop": (0.85, (1, 1, 1, 1, 2)),
+        "Cabinet": (0.48, (2, 4, 4, 4, 5)), "Drawer": (0.56, (1, 2, 4, 6, 8)), "BathtubBasin": (0.7, (1,)),
+        "Shelf": (0.26, (1, 1, 2, 3)), "Cart": (0.07, (1,)), "SideTable": (0.07, (1,)), "Dresser": (0.07, (1,)),
+        "GarbageCan": (1, (1,)), "TowelHolder": (1, (1, 1, 2)), "HandTowelHolder": (1, (1, 1, 2)),
+        "ToiletPaperHanger": (1, (1,)),
     },
 }
 
+#: receptacle type -> (chance that the room has any, fewest, most)
 TINY_RECEPTACLES: dict[str, dict[str, tuple[float, int, int]]] = {
     "kitchen": {
         "CounterTop": (1, 1, 2), "Cabinet": (0.8, 1, 2), "Drawer": (0.5, 1, 2), "SinkBasin": (1, 1, 1),
@@ -200,6 +209,8 @@ CLEANABLE = _names(
 )
 HEATABLE = _names("Apple Bread Cup Egg Mug Plate Potato Tomato")
 COOLABLE = _names("Apple Bowl Bread Cup Egg Lettuce Mug Pan Plate Pot Potato Tomato WineBottle")
+SLICEABLE = _names("Apple Bread Egg Lettuce Potato Tomato")
+KNIVES = ("Knife", "ButterKnife")  #: what the engine lets an agent slice with
 LAMP = "DeskLamp"  #: the only lamp that the engine lets an agent switch on, because it stands on something
 
 #: appliance that changes a state; a changed object is never to be put straight back there
@@ -231,8 +242,12 @@ SCENERY_PLACES: dict[str, dict[str, dict[str, int]]] = {
 }
 
 
-def can_contain() -> frozenset[tuple[str, str]]:
+@cache
+def can_contain(size: str = "tiny") -> frozenset[tuple[str, str]]:
     """Every (receptacle type, object type) pair for which the object may be put there, in any room."""
-    return frozenset(
+    usual = frozenset(
         (where, kind) for table in PLACES.values() for kind, shares in table.items() for where in shares
     )
+    if size == "tiny":
+        return usual
+    return usual | {(where, kind) for where, kinds in MORE_ROOM.items() for kind in kinds.split()}

@@ -5,15 +5,17 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.pool import Pool
+from typing import TypeVar
 
 from stepopsd.envs.alfworld import AlfworldEnv, walkthrough
 from stepopsd.envs.base import Task
 from stepopsd.envs.games.expert import HandExpert
 
 STEP_LIMIT = 50
+_R = TypeVar("_R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,42 +69,54 @@ def check_game(env: AlfworldEnv, task: Task, *, expert_limit: int | None = STEP_
     return Verdict(steps, expert)
 
 
-class Checker:
-    """``check_game`` for many tasks, in order, in worker processes that keep one engine each.
+@contextmanager
+def on_engines(
+    function: Callable[[AlfworldEnv, Task], _R], workers: int
+) -> Iterator[Callable[[Iterable[Task]], Iterator[_R]]]:
+    """A map over tasks, in order, in worker processes that keep one engine each.
 
     Args:
+        function: Called with an engine and a task; has to be importable where a worker starts.
         workers: Processes, at most one per core; 0 or 1 for this one alone.
-        expert_limit: As for ``check_game``.
+
+    Raises:
+        ValueError: ``workers`` is negative.
 
     Example:
-        >>> with Checker(workers=2) as check:
+        >>> with on_engines(play_expert, workers=2) as run:
+        ...     steps = list(run(tasks))
+    """
+    if workers < 0:
+        raise ValueError(f"workers must be at least 0, got {workers}")
+    call, workers = partial(_with_engine, function), min(workers, os.cpu_count() or 1)
+    if workers < 2:
+        yield partial(map, call)
+        return
+    pool = multiprocessing.get_context("spawn").Pool(workers)
+    try:
+        yield partial(pool.imap, call)
+    finally:
+        pool.terminate()
+        pool.join()
+
+
+def checker(
+    workers: int, *, expert_limit: int | None = STEP_LIMIT
+) -> AbstractContextManager[Callable[[Iterable[Task]], Iterator[Verdict]]]:
+    """``check_game`` for many tasks: ``on_engines`` with its step limit for the expert.
+
+    Example:
+        >>> with checker(workers=2) as check:
         ...     verdicts = list(check(tasks))
     """
-
-    def __init__(self, workers: int, *, expert_limit: int | None = STEP_LIMIT) -> None:
-        if workers < 0:
-            raise ValueError(f"workers must be at least 0, got {workers}")
-        self._workers = min(workers, os.cpu_count() or 1)
-        self._check = partial(_check_in_process, expert_limit=expert_limit)
-        self._pool: Pool | None = None
-
-    def __enter__(self) -> Callable[[Iterable[Task]], Iterator[Verdict]]:
-        if self._workers < 2:
-            return partial(map, self._check)
-        self._pool = multiprocessing.get_context("spawn").Pool(self._workers)
-        return partial(self._pool.imap, self._check)
-
-    def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.terminate()
-            self._pool.join()
+    return on_engines(partial(check_game, expert_limit=expert_limit), workers)
 
 
 _engine: AlfworldEnv | None = None
 
 
-def _check_in_process(task: Task, expert_limit: int | None) -> Verdict:
+def _with_engine(function: Callable[[AlfworldEnv, Task], _R], task: Task) -> _R:
     global _engine
     if _engine is None:
         _engine = AlfworldEnv()
-    return check_game(_engine, task, expert_limit=expert_limit)
+    return function(_engine, task)

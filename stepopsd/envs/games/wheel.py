@@ -78,7 +78,7 @@ def trajectory_file(game: Game) -> dict[str, Any]:
             "parent_target": "" if game.target == LAMP else game.target,
             "toggle_target": game.target if game.target == LAMP else "",
             "mrecep_target": "",
-            "object_sliced": False,
+            "object_sliced": game.sliced,
         },
         "scene": {"scene_num": game.scene},
     }
