@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stepopsd.envs.base import EnvError, EnvInfraError, EnvTimeLimit
+from stepopsd.envs.replay import ReplayMismatch
 from stepopsd.rollout.engines.base import Engine
 
 
@@ -45,6 +46,8 @@ class Limits:
 
 def status_of(error: EnvError) -> str:
     """The trajectory status that an environment failure leads to."""
+    if isinstance(error, ReplayMismatch):
+        return "replay_mismatch"
     if isinstance(error, EnvInfraError):
         return "infra_error"
     return "time_limit" if isinstance(error, EnvTimeLimit) else "env_error"

@@ -11,18 +11,24 @@ from stepopsd.envs.base import EnvError, EnvPool, Observation, StepResult, Task
 from stepopsd.rollout.contexts import ContextPolicy, Conversation
 from stepopsd.rollout.engines.base import Completion, Engine, Sampling, Session, call_seed
 from stepopsd.rollout.limits import Limits, status_of
-from stepopsd.rollout.records import Trajectory, Turn
+from stepopsd.rollout.records import Prefix, Trajectory, Turn
+from stepopsd.rollout.restore import Restoration
 from stepopsd.rollout.spans import step_spans, token_span
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One episode to play; members of a group share task and seed."""
+    """One episode to play; members of a group share task and seed.
+
+    With a ``prefix`` it begins where another episode of this task and seed was: that one's actions are played again,
+    and what the environment says and what the model would see are compared with the record on the way.
+    """
 
     task: Task
     seed: int
     group_id: int
     member: int
+    prefix: Prefix | None = None
 
 
 def group_jobs(tasks: Sequence[Task], seeds: Sequence[int], group_size: int) -> list[Job]:
@@ -67,7 +73,8 @@ def run_episodes(
 
     Returns:
         One trajectory per job. An environment failure ends its own trajectory with ``env_error`` or ``time_limit``;
-        such a trajectory may have no turns.
+        such a trajectory may have no turns. A prefix that the environment does not repeat word for word ends its
+        trajectory with ``replay_mismatch``.
 
     Raises:
         ValueError: The limits do not fit the model.
@@ -90,11 +97,12 @@ def run_episodes(
 class _Episode:
     """A job in a slot."""
 
-    __slots__ = ("conversation", "index", "job", "observation", "trajectory")
+    __slots__ = ("conversation", "head", "index", "job", "observation", "trajectory")
 
     def __init__(self, index: int, job: Job, context: ContextPolicy) -> None:
         self.index, self.job = index, job
         self.trajectory = Trajectory(job.task, "", job.group_id, job.member, job.seed, context.name)
+        self.head: tuple[list[int], list[float]] = ([], [])  # of the next response: kept ids and their log-probs
         self.observation: Observation
         self.conversation: Conversation
 
@@ -146,7 +154,45 @@ class _Play:
             episode.trajectory.goal, episode.observation = result
             episode.conversation = self.context.open(*result)
             self.active[slot] = episode
+        self._restore([slot for slot in starts if slot in self.active and self.active[slot].job.prefix is not None])
         self.pool.prefetch([(e.job.task, e.job.seed) for e in itertools.islice(self.waiting, self.pool.size)])
+
+    def _restore(self, slots: list[int]) -> None:
+        """Play the prefixes of newly opened episodes again, side by side."""
+        going = {slot: Restoration(self.active[slot].job) for slot in slots}
+        for slot in slots:
+            self._follow(going, slot, self.active[slot].observation)
+        while actions := {slot: r.action for slot, r in going.items() if not r.done}:
+            results = self.pool.step(actions)
+            for slot in actions:
+                self._follow(going, slot, results[slot])
+        for slot, restoration in going.items():
+            self.active[slot].head = restoration.head
+
+    def _follow(
+        self, going: dict[int, Restoration], slot: int, answer: Observation | StepResult | EnvError
+    ) -> None:
+        """Take over the turn that the environment has answered; give the episode up where the answer is another."""
+        episode, restoration = self.active[slot], going[slot]
+        try:
+            if isinstance(answer, EnvError):
+                raise answer
+            if isinstance(answer, StepResult):
+                self._repeat(episode, restoration.turn, answer)
+            restoration.compare(answer, episode.conversation)
+        except EnvError as error:
+            del going[slot], self.active[slot]
+            episode.trajectory.error = str(error)
+            self._end(episode, status_of(error))
+            self.pool.release([slot])
+
+    def _repeat(self, episode: _Episode, turn: Turn, result: StepResult) -> None:
+        trajectory = episode.trajectory
+        trajectory.turns.append(turn)
+        trajectory.kept += 1
+        trajectory.reward += result.reward
+        episode.observation = result.observation
+        episode.conversation.advance(turn.response_ids, turn.action, result.observation)
 
     def _drop_outgrown(self) -> None:
         for slot, episode in list(self.active.items()):
@@ -157,10 +203,12 @@ class _Play:
     def _round(self) -> None:
         """One model call and one environment step for every active episode."""
         by_slot = dict(self.active)
+        cut = {e.index: self.sampling.max_new_tokens - len(e.head[0]) for e in by_slot.values() if e.head[0]}
         completions = self.session.generate(
-            {e.index: e.conversation.prompt_ids for e in by_slot.values()},
+            {e.index: e.conversation.prompt_ids + e.head[0] for e in by_slot.values()},
             self.sampling,
             seeds={e.index: self._seed(e) for e in by_slot.values()},
+            budgets=cut,
         )
         for episode in by_slot.values():
             episode.trajectory.turns.append(self._turn(episode, completions[episode.index]))
@@ -176,21 +224,24 @@ class _Play:
 
     def _turn(self, episode: _Episode, completion: Completion) -> Turn:
         chat = self.context.chat
-        parsed = self.context.prompting.parse(chat.text(completion.ids))
-        ids = completion.ids
+        head, head_logprobs = episode.head
+        episode.head = ([], [])
+        ids = head + completion.ids
+        parsed = self.context.prompting.parse(chat.text(ids))
         if parsed.stops and parsed.char_span is not None:
             ids = self._up_to_action(ids, parsed.char_span)
         left_out = episode.conversation.left_out
         return Turn(
             prompt_ids=episode.conversation.prompt_ids,
             response_ids=ids,
-            logprobs=completion.logprobs[: len(ids)],
+            logprobs=(head_logprobs + completion.logprobs)[: len(ids)],
             spans=step_spans(chat.tokenizer, chat.content(ids), parsed.char_span, is_answer=parsed.is_answer),
             observation=episode.observation.text,
             response=chat.text(ids),
             action=parsed.action,
             is_valid=parsed.is_valid and self._is_offered(parsed.action, episode.observation),
             info={"left_out": left_out} if left_out else {},
+            kept=min(len(head), len(ids)),
         )
 
     def _up_to_action(self, ids: list[int], action_chars: tuple[int, int]) -> list[int]:

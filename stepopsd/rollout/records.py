@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -9,9 +10,11 @@ import torch
 
 from stepopsd.envs.base import Task
 
-STATUSES = ("success", "failure", "step_limit", "context_limit", "time_limit", "env_error", "infra_error")
+STATUSES = (
+    "success", "failure", "step_limit", "context_limit", "time_limit", "env_error", "infra_error", "replay_mismatch",
+)  # fmt: skip
 #: The environment broke: such episodes say nothing about the policy and leave the loss and the statistics.
-UNUSABLE = ("time_limit", "env_error", "infra_error")
+UNUSABLE = ("time_limit", "env_error", "infra_error", "replay_mismatch")
 
 
 @dataclass(slots=True)
@@ -29,6 +32,7 @@ class Turn:
         response: Decoded response, for people to read.
         action: What was sent to the environment.
         is_valid: The response followed the format.
+        kept: Ids at the head of the response that were taken over from another episode.
         info: Facts about the step from the environment (``StepResult.info``); ``left_out`` counts parts of
             observations that the prompt had no room for.
     """
@@ -42,6 +46,45 @@ class Turn:
     action: str
     is_valid: bool
     info: dict[str, Any] = field(default_factory=dict)
+    kept: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """What an episode takes over from another one of the same task and seed.
+
+    Attributes:
+        turns: Of the other episode from its first one; all but the last are taken over whole.
+        tokens: Response ids to keep of the last one; 0 keeps none, the episode goes on before that turn.
+
+    Raises:
+        ValueError: No turns, or ``tokens`` outside [0, length of the last response).
+    """
+
+    turns: tuple[Turn, ...]
+    tokens: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.turns:
+            raise ValueError("turns must hold at least one turn, got none")
+        most = len(self.turns[-1].response_ids) - 1
+        if not 0 <= self.tokens <= most:
+            raise ValueError(f"tokens must lie in [0, {most}], got {self.tokens}")
+
+    @staticmethod
+    def upto(turns: Sequence[Turn], cut: int) -> Prefix | None:
+        """The first ``cut`` response ids of some turns, counted through; None for 0, which keeps nothing.
+
+        Raises:
+            ValueError: The cut leaves nothing to sample again, or is negative.
+        """
+        left = cut
+        for index, turn in enumerate(turns):
+            if 0 <= left < len(turn.response_ids):
+                return Prefix(tuple(turns[: index + 1]), left) if cut else None
+            left -= len(turn.response_ids)
+        total = sum(len(turn.response_ids) for turn in turns)
+        raise ValueError(f"cut must lie in [0, {total}), got {cut}")
 
 
 @dataclass(slots=True)
@@ -54,6 +97,7 @@ class Trajectory:
         reward: Return of the episode (environment reward summed over steps).
         status: One of ``STATUSES``; ``failure`` when the environment ended the episode without success.
         error: Cause of a status in ``UNUSABLE``.
+        kept: Turns that were taken over from another episode; see ``Prefix``.
     """
 
     task: Task
@@ -67,6 +111,7 @@ class Trajectory:
     success: bool = False
     status: str = "step_limit"
     error: str = ""
+    kept: int = 0
 
     @property
     def invalid_turns(self) -> int:
@@ -83,10 +128,11 @@ class Trajectory:
 class Row:
     """One training sequence: a single turn (windowed context) or a whole dialogue.
 
-    All lists have the length of ``input_ids``. ``response_mask[t]`` says that token t was sampled by the policy;
-    its log-prob is read from the logits at t-1. ``step_ids[t]`` is the turn index inside the trajectory for tokens
-    of the chosen span and -1 elsewhere. ``turn_starts`` holds, per turn in this row, the position of the turn's
-    first response token and ``turn_ids`` the turn's index in the trajectory.
+    All lists have the length of ``input_ids``. ``response_mask[t]`` says that token t was sampled by the policy in this
+    episode (what was taken over from another one is context); its log-prob is read from the logits at t-1.
+    ``step_ids[t]`` is the turn index inside the trajectory for tokens of the chosen span and -1 elsewhere.
+    ``turn_starts`` holds, per turn in this row, the position of the turn's first response token and ``turn_ids`` the
+    turn's index in the trajectory.
     """
 
     input_ids: list[int]

@@ -12,6 +12,8 @@ from stepopsd.rollout.records import Batch, Row, Trajectory, Turn
 def build_rows(trajectories: Sequence[Trajectory], *, span: str) -> list[Row]:
     """One row per model call (``turn`` context) or per episode (``dialogue``), in trajectory order.
 
+    What an episode took over from another is context in a dialogue's row and has no row of its own.
+
     Args:
         trajectories: What was played; one without turns gives no row.
         span: Name in ``Turn.spans`` whose tokens get step ids; turns without it keep -1 everywhere.
@@ -24,13 +26,13 @@ def build_rows(trajectories: Sequence[Trajectory], *, span: str) -> list[Row]:
         turns = list(enumerate(trajectory.turns))
         if trajectory.context == "dialogue":
             if turns:
-                rows.append(_row(index, turns, span))
+                rows.append(_row(index, turns, span, trajectory.kept))
         else:
-            rows += [_row(index, [turn], span) for turn in turns]
+            rows += [_row(index, [turn], span) for turn in turns[trajectory.kept :]]
     return rows
 
 
-def _row(trajectory: int, turns: list[tuple[int, Turn]], span: str) -> Row:
+def _row(trajectory: int, turns: list[tuple[int, Turn]], span: str, kept_turns: int = 0) -> Row:
     row = Row([], [], [], [], trajectory, [], [])
     for turn_id, turn in turns:
         seen = len(row.input_ids)
@@ -41,8 +43,10 @@ def _row(trajectory: int, turns: list[tuple[int, Turn]], span: str) -> Row:
         row.turn_ids.append(turn_id)
         row.turn_starts.append(len(row.input_ids))
         start, stop = turn.spans.get(span, (0, 0))
-        steps = [turn_id if start <= t < stop else -1 for t in range(len(turn.response_ids))]
-        _extend(row, turn.response_ids, True, steps, turn.logprobs)
+        kept = len(turn.response_ids) if turn_id < kept_turns else turn.kept
+        _extend(row, turn.response_ids[:kept], False, [-1] * kept, [0.0] * kept)
+        steps = [turn_id if start <= t < stop else -1 for t in range(kept, len(turn.response_ids))]
+        _extend(row, turn.response_ids[kept:], True, steps, turn.logprobs[kept:])
     return row
 
 

@@ -107,7 +107,8 @@ class _ScriptedSession:
         self.engine.dropped += keys
 
     def generate(
-        self, contexts: Mapping[int, Sequence[int]], sampling: Sampling, *, seeds: Mapping[int, int]
+        self, contexts: Mapping[int, Sequence[int]], sampling: Sampling, *, seeds: Mapping[int, int],
+        budgets: Mapping[int, int] | None = None,
     ) -> dict[int, Completion]:
         self.engine.calls.append(set(contexts))
         self.engine.seeds += seeds.values()

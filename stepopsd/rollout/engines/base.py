@@ -50,7 +50,12 @@ class Session(Protocol):
     """Growing contexts that keep what the engine computed for them; one policy version, so never across updates."""
 
     def generate(
-        self, contexts: Mapping[int, Sequence[int]], sampling: Sampling, *, seeds: Mapping[int, int]
+        self,
+        contexts: Mapping[int, Sequence[int]],
+        sampling: Sampling,
+        *,
+        seeds: Mapping[int, int],
+        budgets: Mapping[int, int] | None = None,
     ) -> dict[int, Completion]:
         """Continue each context; what it shares with the key's previous context is not computed again.
 
@@ -58,6 +63,7 @@ class Session(Protocol):
             contexts: Conversation key -> the whole context.
             sampling: Shared by the call.
             seeds: Conversation key -> 64-bit seed of this call's noise.
+            budgets: Conversation key -> longest completion, >= 1, where it is shorter than ``sampling.max_new_tokens``.
 
         Raises:
             ValueError: A context is empty or too long for the model.

@@ -109,6 +109,7 @@ class _Row:
     key: int
     held: list[int] = field(default_factory=list)  # ids whose keys and values are in the cache
     seed: int = 0
+    budget: int = 0
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish: str = ""
@@ -134,15 +135,22 @@ class TransformersSession:
         self._rows, self._cache = [], RowCache()
 
     def generate(
-        self, contexts: Mapping[int, Sequence[int]], sampling: Sampling, *, seeds: Mapping[int, int]
+        self,
+        contexts: Mapping[int, Sequence[int]],
+        sampling: Sampling,
+        *,
+        seeds: Mapping[int, int],
+        budgets: Mapping[int, int] | None = None,
     ) -> dict[int, Completion]:
         """See ``Session.generate``."""
         if not contexts:
             return {}
-        self._check(contexts, sampling)
+        most = dict.fromkeys(contexts, sampling.max_new_tokens) | dict(budgets or {})
+        self._check(contexts, most)
         rows = self._seat(list(contexts))
         for row in rows:
             row.seed, row.ids, row.logprobs, row.finish = seeds[row.key] % 2**64, [], [], ""
+            row.budget = most[row.key]
         # inference_mode would leave inference tensors in modules that cache (rotary tables) and break training.
         with torch.no_grad(), eval_mode(self._engine.model):
             self._decode(self._prefill(contexts, len(rows)), len(rows), sampling)
@@ -155,13 +163,15 @@ class TransformersSession:
         self._to_front(kept)
         del self._rows[len(kept) :]
 
-    def _check(self, contexts: Mapping[int, Sequence[int]], sampling: Sampling) -> None:
+    def _check(self, contexts: Mapping[int, Sequence[int]], most: Mapping[int, int]) -> None:
         for key, context in contexts.items():
             if not context:
                 raise ValueError(f"context {key} is empty; a model call needs at least one token")
-            if len(context) + sampling.max_new_tokens > self._engine.max_context:
+            if most[key] < 1:
+                raise ValueError(f"the budget of context {key} must be at least 1, got {most[key]}")
+            if len(context) + most[key] > self._engine.max_context:
                 raise ValueError(
-                    f"context {key} has {len(context)} tokens; with max_new_tokens={sampling.max_new_tokens} it "
+                    f"context {key} has {len(context)} tokens; with max_new_tokens={most[key]} it "
                     f"exceeds the model's {self._engine.max_context} positions"
                 )
 
@@ -261,7 +271,7 @@ class TransformersSession:
             row.logprobs.append(logprob)
             if token in sampling.stop_ids:
                 row.finish = "stop"
-            elif len(row.ids) == sampling.max_new_tokens:
+            elif len(row.ids) == row.budget:
                 row.finish = "length"
             else:
                 row.held.append(token)  # true once the next pass has run
