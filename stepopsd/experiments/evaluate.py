@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from stepopsd.experiments.search_table import SEARCH_TABLE, format_search_table, search_table
 from stepopsd.experiments.statistics import Interval, panel_interval
 from stepopsd.rollout.records import Trajectory
 from stepopsd.train.config import RunConfig
@@ -33,7 +34,8 @@ def evaluate(config: RunConfig, *, say: Callable[[str], None] = print) -> Path:
 
     Returns:
         ``run_dir`` with ``episodes.parquet`` (one row per episode with all its turns), ``summary.json``,
-        ``config.yaml`` and ``environment.json``. An earlier evaluation in it is replaced.
+        ``config.yaml`` and ``environment.json``, for Search-QA also ``search_table.json``. An earlier evaluation in
+        it is replaced.
 
     Raises:
         ImportError: pyarrow is missing; found before anything is played.
@@ -56,7 +58,7 @@ def evaluate(config: RunConfig, *, say: Callable[[str], None] = print) -> Path:
     }
     episodes, model = _player(config)
     out.mkdir(parents=True, exist_ok=True)
-    for stale in (EPISODES, SUMMARY):
+    for stale in (EPISODES, SUMMARY, SEARCH_TABLE):
         (out / stale).unlink(missing_ok=True)
     (out / "config.yaml").write_text(dump_config(config))
     (out / "environment.json").write_text(json.dumps(provenance(model), indent=2) + "\n")
@@ -71,6 +73,10 @@ def evaluate(config: RunConfig, *, say: Callable[[str], None] = print) -> Path:
     finally:
         episodes.close()
     (out / SUMMARY).write_text(json.dumps(summarise(records), indent=2) + "\n")
+    if config.env.name == "searchqa":
+        table = search_table(records)
+        (out / SEARCH_TABLE).write_text(json.dumps(table, indent=2) + "\n")
+        say(format_search_table(table))
     return out
 
 

@@ -74,7 +74,7 @@ def test_data_source_comes_from_row_name_or_folder(tmp_path):
 )  # fmt: skip
 def test_broken_rows_are_named(tmp_path, row, message):
     file = write_lines(tmp_path / "nq.jsonl", [flashrag("a", "who", ["x"]), row])
-    with pytest.raises(ValueError, match=rf"nq\.jsonl, row 2: .*{message}"):
+    with pytest.raises(ValueError, match=rf"nq\.jsonl, line 2: .*{message}"):
         load_questions(file)
 
 
@@ -91,6 +91,22 @@ def test_broken_files_are_named(tmp_path):
     twice = write_lines(tmp_path / "nq.jsonl", [flashrag("a", "who", ["x"]), flashrag("a", "when", ["y"])])
     with pytest.raises(ValueError, match="two questions of nq have the id 'a'"):
         load_questions(twice)
+
+
+def test_bad_rows_are_left_out_on_request_only_and_told(tmp_path, capsys):
+    file = write_lines(tmp_path / "nq.jsonl", [flashrag("a", "who", ["x"]), {"id": "b"}, flashrag("c", "when", ["y"])])
+    file.write_text("{\n" + file.read_text())
+    with pytest.raises(ValueError, match=r"nq\.jsonl, line 1: not JSON"):
+        prepare.prepare(tmp_path / "strict", train=[file])
+    result = commands.data_searchqa(tmp_path / "out", train=(str(file),), skip_bad=True)
+    told = capsys.readouterr().out
+    assert "nq.jsonl, line 1: not JSON" in told
+    assert "nq.jsonl, line 3: no answers" in told
+    assert (result.train, result.left_out) == ({"nq": 2}, 2)
+    assert [q.question_id for q in read_questions(tmp_path / "out" / "train.jsonl")] == ["a", "c"]
+    file.write_text("{\n")
+    with pytest.raises(ValueError, match="holds no question"):
+        prepare.prepare(tmp_path / "none", train=[file], skip_bad=True)
 
 
 def test_prepared_folder_has_a_file_per_set_and_a_manifest(tmp_path):

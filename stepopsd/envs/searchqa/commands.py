@@ -18,8 +18,9 @@ from stepopsd.retrieval import open_retriever
 
 
 def data_searchqa(
-    out: Path, *, train: tuple[str, ...] = (), evaluation: tuple[str, ...] = (), strict: bool = False
-) -> Prepared:
+    out: Path, *, train: tuple[str, ...] = (), evaluation: tuple[str, ...] = (), strict: bool = False,
+    skip_bad: bool = False,
+) -> Prepared:  # fmt: skip
     """Prepare training and evaluation questions for ``env.search.data``.
 
     Args:
@@ -28,6 +29,7 @@ def data_searchqa(
             or ``data source=path``. Without any file both parts are taken from the hub.
         evaluation: The same for evaluation; one split per data source comes of it.
         strict: Fail when a count is not the published one.
+        skip_bad: Report malformed rows and leave them out, instead of stopping at the first.
 
     Raises:
         ValueError: A broken file, or with ``strict`` a count that differs.
@@ -36,7 +38,7 @@ def data_searchqa(
     if not train and not evaluation:
         files = hub_files()
         train, evaluation = (str(files["train"]),), (str(files["evaluation"]),)
-    result = prepare(out, train=train, evaluation=evaluation)
+    result = prepare(out, train=train, evaluation=evaluation, skip_bad=skip_bad)
     for title, counts, published in (
         ("train", result.train, PUBLISHED_TRAIN), ("evaluation", result.evaluation, PUBLISHED_EVALUATION)
     ):  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ _PARTS = ("train", "test", "dev", "valid", "validation", "val", "questions", "da
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json")
 
 
-def load_questions(path: str | Path, *, data_source: str = "") -> list[Question]:
+def load_questions(
+    path: str | Path, *, data_source: str = "", on_bad: Callable[[ValueError], None] | None = None
+) -> list[Question]:
     """The questions of one file, in its order.
 
     Args:
@@ -37,11 +39,14 @@ def load_questions(path: str | Path, *, data_source: str = "") -> list[Question]
         raise FileNotFoundError(f"no questions at {file}")
     source = data_source or _named(file)
     found = []
-    for number, row in enumerate(_rows(file)):
+    for number, (where, row) in enumerate(_rows(file)):
         try:
-            found.append(question_of_row(row, number, source))
+            found.append(question_of_row(_parsed(row), number, source))
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{file}, row {number + 1}: {error}") from error
+            bad = ValueError(f"{file}, {where}: {error}")
+            if on_bad is None:
+                raise bad from error
+            on_bad(bad)
     if not found:
         raise ValueError(f"{file}: holds no question")
     require_distinct(found, str(file))
@@ -109,19 +114,21 @@ def _named(file: Path) -> str:
     return file.resolve().parent.name if stem in _PARTS else stem
 
 
-def _rows(file: Path) -> Iterator[Any]:
+def _rows(file: Path) -> Iterator[tuple[str, Any]]:
+    """(where it stands, row); a line of JSON is not parsed yet, so that a broken one does not end the file."""
     if file.name.endswith(".parquet"):
-        yield from _parquet(file)
+        yield from ((f"row {number}", row) for number, row in enumerate(_parquet(file), start=1))
     elif file.name.endswith((".jsonl", ".jsonl.gz")):
         with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield _json(line, f"{file}, line {number}")
+            yield from ((f"line {number}", line) for number, line in enumerate(lines, start=1) if line.strip())
     elif file.name.endswith(".json"):
-        content = _json(file.read_text(encoding="utf-8"), str(file))
+        try:
+            content = _parsed(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
         if not isinstance(content, list):
             raise ValueError(f"{file}: must hold a list of questions, got {type(content).__name__}")
-        yield from content
+        yield from ((f"row {number}", row) for number, row in enumerate(content, start=1))
     else:
         raise ValueError(f"{file}: must end in {', '.join(SUFFIXES)}")
 
@@ -145,8 +152,10 @@ def _parquet(file: Path) -> Iterator[Any]:
         yield from batch.to_pylist()
 
 
-def _json(text: str, where: str) -> Any:
+def _parsed(row: Any) -> Any:
+    if not isinstance(row, str):
+        return row
     try:
-        return json.loads(text)
+        return json.loads(row)
     except ValueError as error:
-        raise ValueError(f"{where}: not JSON ({error})") from error
+        raise ValueError(f"not JSON ({error})") from error

@@ -97,7 +97,8 @@ class _Episode:
     def _facts(self) -> dict[str, Any]:
         # Unanswered until there is an answer, so that an episode that ends early counts as such.
         facts: dict[str, Any] = {name: float(value) for name, value in asdict(Scores()).items()}
-        facts |= {"searches": self.searches, "hit": float(self.hit), "cut_queries": self.cut_queries}
+        facts |= {"searches": self.searches, "tool_use": float(self.searches > 0)}
+        facts |= {"hit": float(self.hit), "cut_queries": self.cut_queries}
         if self.question.support:
             facts["support_recall"] = len(self.seen.intersection(self.question.support)) / len(self.question.support)
         return facts

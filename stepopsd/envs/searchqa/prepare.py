@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,13 @@ class Prepared:
         train: Training questions per data source.
         evaluation: Evaluation questions per data source, each in a file of its own.
         overlap: Evaluation questions that are asked in the training data too, per data source.
+        left_out: Malformed rows that were left out on request.
     """
 
     train: dict[str, int]
     evaluation: dict[str, int]
     overlap: dict[str, int]
+    left_out: int = 0
 
     @property
     def differences(self) -> list[str]:
@@ -51,13 +53,18 @@ class Prepared:
         return found
 
 
-def prepare(out: Path, *, train: Sequence[str | Path] = (), evaluation: Sequence[str | Path] = ()) -> Prepared:
+def prepare(
+    out: Path, *, train: Sequence[str | Path] = (), evaluation: Sequence[str | Path] = (), skip_bad: bool = False,
+    say: Callable[[str], None] = print,
+) -> Prepared:  # fmt: skip
     """Read files of questions and write ``train.jsonl``, one ``<data source>.jsonl`` per set, and a manifest.
 
     Args:
         out: Folder to write; must not hold prepared questions yet.
         train: Files, each a path or ``data source=path``.
         evaluation: The same for evaluation; a file may hold several sets.
+        skip_bad: Report malformed rows and leave them out, instead of stopping at the first.
+        say: Receives the reports.
 
     Raises:
         FileNotFoundError: A file is missing.
@@ -67,12 +74,20 @@ def prepare(out: Path, *, train: Sequence[str | Path] = (), evaluation: Sequence
         raise ValueError("train or evaluation must name at least one file")
     if (out / "manifest.json").exists():
         raise ValueError(f"out must not hold prepared questions yet, got {str(out)!r}")
-    training, sets = _load(train), _by_source(_load(evaluation))
+    bad: list[ValueError] = []
+
+    def leave_out(error: ValueError) -> None:
+        bad.append(error)
+        say(f"left out {error}")
+
+    on_bad = leave_out if skip_bad else None
+    training, sets = _load(train, on_bad), _by_source(_load(evaluation, on_bad))
     known = {_same_words(q) for q in training}
     result = Prepared(
         train={name: len(questions) for name, questions in _by_source(training).items()},
         evaluation={name: len(questions) for name, questions in sets.items()},
         overlap={name: sum(_same_words(q) in known for q in questions) for name, questions in sets.items()},
+        left_out=len(bad),
     )
     out.mkdir(parents=True, exist_ok=True)
     if training:
@@ -105,13 +120,13 @@ def hub_files() -> dict[str, Path]:
         ) from error
 
 
-def _load(files: Iterable[str | Path]) -> list[Question]:
+def _load(files: Iterable[str | Path], on_bad: Callable[[ValueError], None] | None) -> list[Question]:
     found: list[Question] = []
     for spec in files:
         name, mark, path = str(spec).partition("=")
         if not mark or Path(str(spec)).exists():
             name, path = "", str(spec)
-        found += load_questions(path, data_source=name)
+        found += load_questions(path, data_source=name, on_bad=on_bad)
     require_distinct(found, "the files together")
     return found
 
@@ -135,4 +150,5 @@ def _manifest(result: Prepared, train: Sequence[str | Path], evaluation: Sequenc
         "evaluation": result.evaluation,
         "asked_in_train_too": result.overlap,
         "differs_from_published": result.differences,
+        "malformed_rows_left_out": result.left_out,
     }
