@@ -5,22 +5,20 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 
 def train(args: Sequence[str]) -> int:
-    """Train a policy: --config x.yaml, then any key as --credit.alpha-clip 0.05; --dry-run prints the resolved run."""
-    from stepopsd.train.config_io import dump_config
+    """Train: --preset NAME or --config FILE, then any key as --credit.alpha-clip 0.05; --dry-run prints it all."""
+    resolved = _resolved([a for a in args if a != "--dry-run"], "stepopsd train")
+    if "--dry-run" in args:
+        from stepopsd.train.config_layers import dump_with_sources
+
+        print(dump_with_sources(resolved), end="")
+        return 0
     from stepopsd.train.trainer import Trainer
 
-    args = list(args)
-    dry_run = "--dry-run" in args
-    config = _run_config([a for a in args if a != "--dry-run"], "stepopsd train")
-    if dry_run:
-        print(dump_config(config), end="")
-        return 0
-    Trainer(config).run()
+    Trainer(resolved.config).run()
     return 0
 
 
@@ -33,7 +31,7 @@ def evaluate(args: Sequence[str]) -> int:
         return 0
     from stepopsd.experiments.evaluate import evaluate
 
-    print(f"\nwritten to {evaluate(_run_config(args, 'stepopsd eval'))}")
+    print(f"\nwritten to {evaluate(_resolved(args, 'stepopsd eval').config)}")
     return 0
 
 
@@ -147,19 +145,14 @@ def _usage() -> None:
         print(f"  {name:9} {(command.__doc__ or '').splitlines()[0]}")
 
 
-def _run_config(args: Sequence[str], prog: str) -> Any:
+def _resolved(args: Sequence[str], prog: str) -> Any:
+    """The run that files and keys on the command line ask for, with the source of each value."""
+    from stepopsd.experiments.preset import from_arguments
     from stepopsd.train.config import RunConfig
-    from stepopsd.train.config_io import load_config
 
-    tyro, args = _tyro(), list(args)
-    default = RunConfig()
-    if "--config" in args:
-        at = args.index("--config")
-        if at + 1 >= len(args):
-            raise ValueError("--config needs the path of a YAML file")
-        default = load_config(Path(args[at + 1]))
-        del args[at : at + 2]
-    return tyro.cli(RunConfig, default=default, args=args, prog=prog)
+    tyro = _tyro()
+    resolved, rest = from_arguments(args)
+    return resolved.over(tyro.cli(RunConfig, default=resolved.config, args=rest, prog=prog))
 
 
 def _typed(function: Callable[..., Any], args: Sequence[str], prog: str) -> Any:

@@ -44,6 +44,11 @@ class ChatFormat:
         self._between, self._generation_again = self._around(tail, USER)
         self.stop_ids = self._find_stop_ids()
 
+    @property
+    def generation_prompt(self) -> str:
+        """What the template puts between the user's words and the response."""
+        return self._generation
+
     def opening(self, user: str) -> list[int]:
         """Ids of a conversation's first user message and the generation prompt."""
         return self._ids(self._before + user + self._generation)
@@ -61,6 +66,16 @@ class ChatFormat:
         ids = self._ids(self._between + user + self._generation_again)
         sampled_end = bool(response_ids) and response_ids[-1] in self.stop_ids
         return ids[1:] if sampled_end and ids[:1] == response_ids[-1:] else ids
+
+    def response(self, text: str) -> list[int]:
+        """Ids of a whole response as a model would sample it: the words and the end of turn.
+
+        For text that somebody else wrote, such as an expert; what a policy sampled is never tokenised again.
+        """
+        end = self._ids(self._between)[:1]
+        if not end or end[0] not in self.stop_ids:
+            end = [min(self.stop_ids)]
+        return [*self._ids(text), *end]
 
     def text(self, response_ids: list[int]) -> str:
         """Readable response: a final stop id is left out, other special tokens are shown."""

@@ -19,11 +19,13 @@ class Prompting:
         window: Past steps shown in a turn prompt.
         think: Ask for reasoning, and demand it in the format check.
         style: Wording.
+        think_given: The prompt already ends with a think block (Qwen3 without thinking), so that none is demanded.
     """
 
     window: int
     think: bool
     style: prompts.Style = "full"
+    think_given: bool = False
 
     def turn(self, goal: str, history: Sequence[tuple[str, str]], observation: Observation) -> str:
         return prompts.turn_prompt(
@@ -37,7 +39,7 @@ class Prompting:
         return prompts.dialogue_followup(observation, think=self.think, style=self.style)
 
     def parse(self, response: str) -> prompts.ParsedAction:
-        return prompts.parse_action(response, think=self.think)
+        return prompts.parse_action(response, think=self.think and not self.think_given)
 
 
 class Parser(Protocol):

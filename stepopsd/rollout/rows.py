@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 import torch
@@ -55,6 +56,15 @@ def _extend(row: Row, ids: list[int], sampled: bool, steps: list[int], logprobs:
     row.response_mask += [sampled] * len(ids)
     row.step_ids += steps
     row.old_logprobs += logprobs
+
+
+def with_copies(rows: Sequence[Row], multiple: int, seed: str) -> list[Row]:
+    """The rows and, behind them, copies of randomly chosen ones up to the next multiple; 0 or 1 adds none.
+
+    Copies change group statistics by row and count twice in the loss; steps and trajectories stay what they are.
+    """
+    missing = -len(rows) % multiple if multiple else 0
+    return [*rows, *random.Random(seed).choices(rows, k=missing)]
 
 
 def collate(

@@ -56,7 +56,9 @@ class EnvConfig:
         history: Past steps shown in a windowed prompt.
         think: The prompt asks for <think></think>; ALFWorld's format check demands it.
         template_thinking: What templates with such a switch (Qwen3) are told: ``on``, ``off``, or ``auto`` for what
-            ``think`` says. ``off`` with ``think`` reasons in the answer, behind the template's empty block.
+            ``think`` says. ``off`` puts an empty think block into the prompt, behind which answers may still reason.
+        think_check: ``auto`` demands no think block of a response whose prompt already holds one; ``always`` does,
+            which makes every action of a non-thinking Qwen3 invalid, as in the published lineage.
         prompt_style: ``full`` sentences for instruction-tuned models, ``compact`` for tiny models with short contexts.
         invalid: What counts as an invalid action: a broken ``format`` (verl-agent's rule), or also an ``inadmissible``
             one, which the environment did not offer.
@@ -75,6 +77,7 @@ class EnvConfig:
     history: int = 2
     think: bool = True
     template_thinking: Literal["auto", "on", "off"] = "auto"
+    think_check: Literal["auto", "always"] = "auto"
     prompt_style: Literal["full", "compact"] = "full"
     invalid: Literal["format", "inadmissible"] = "format"
     search: SearchConfig = field(default_factory=SearchConfig)
@@ -84,6 +87,7 @@ class EnvConfig:
         choice("env.template_thinking", self.template_thinking, ("auto", "on", "off"))
         choice("env.invalid", self.invalid, ("format", "inadmissible"))
         choice("env.prompt_style", self.prompt_style, ("full", "compact"))
+        choice("env.think_check", self.think_check, ("auto", "always"))
         positive("env.max_steps", self.max_steps)
         closed("env.train_games", self.train_games, 0, 1 << 30)
         closed("env.workers", self.workers, -1, 512)
@@ -196,8 +200,12 @@ class OptimConfig:
     Attributes:
         updates: Policy updates (rollout batches) of the run.
         minibatch_groups: Groups per optimiser step; 0 takes the whole batch in one step.
+        minibatch_rows: The same by rows, as the published lineage counts: about so many, dealt out evenly, so that no
+            step is left with a few; 0 goes by groups.
         microbatch_tokens: Padded tokens per forward/backward; bounds memory, does not change the gradient.
         epochs: Passes over each batch.
+        duplicate_rows_to: Append randomly chosen copies of rows until their number is a multiple of this, as verl-agent
+            does to share them out among GPUs; copies enter group statistics and loss. 0 keeps every row once.
         old_logprobs: ``recompute`` with the trainer's model before the first step, or trust the ``sampled`` ones.
     """
 
@@ -209,7 +217,9 @@ class OptimConfig:
     updates: int = 150
     epochs: int = 1
     minibatch_groups: int = 0
+    minibatch_rows: int = 0
     microbatch_tokens: int = 16384
+    duplicate_rows_to: int = 0
     old_logprobs: Literal["recompute", "sampled"] = "recompute"
 
     def __post_init__(self) -> None:
@@ -221,7 +231,14 @@ class OptimConfig:
         closed("optim.updates", self.updates, 0, 1 << 30)
         positive("optim.epochs", self.epochs)
         closed("optim.minibatch_groups", self.minibatch_groups, 0, 1 << 30)
+        closed("optim.minibatch_rows", self.minibatch_rows, 0, 1 << 30)
+        if self.minibatch_groups and self.minibatch_rows:
+            raise ValueError(
+                f"optim.minibatch_rows must be 0 where optim.minibatch_groups is {self.minibatch_groups}, "
+                f"got {self.minibatch_rows}"
+            )
         positive("optim.microbatch_tokens", self.microbatch_tokens)
+        closed("optim.duplicate_rows_to", self.duplicate_rows_to, 0, 1 << 20)
 
 
 @dataclass(frozen=True, slots=True)

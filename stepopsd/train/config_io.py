@@ -18,17 +18,15 @@ T = TypeVar("T")
 
 
 def load_config(path: str | Path) -> RunConfig:
-    """Read a YAML file.
+    """Read a YAML file, with the files that it extends (see ``train.config_layers``).
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: not a mapping, an unknown key, or a value of the wrong type or range; the message has the key.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"config: no such file: {file}")
-    tree = yaml.safe_load(file.read_text()) or {}
-    return from_tree(RunConfig, tree)
+    from stepopsd.train.config_layers import read_layers
+
+    return read_layers([Path(path)]).config
 
 
 def from_tree(cls: type[T], tree: Any, prefix: str = "") -> T:

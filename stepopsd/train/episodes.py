@@ -10,13 +10,13 @@ from stepopsd.envs.base import EnvPool, Task
 from stepopsd.envs.games.bundle import bundled_root
 from stepopsd.envs.games.preflight import require_games
 from stepopsd.envs.pool import InlinePool, ProcessPool
-from stepopsd.rollout.chat import ChatFormat
-from stepopsd.rollout.contexts import ContextPolicy, DialogueContext, Prompting, TurnContext
+from stepopsd.rollout.contexts import ContextPolicy, DialogueContext, TurnContext
 from stepopsd.rollout.engines.transformers import TransformersEngine
 from stepopsd.rollout.limits import Limits
 from stepopsd.rollout.loop import group_jobs, run_episodes
 from stepopsd.rollout.records import Trajectory
 from stepopsd.train.config import EnvConfig, RunConfig
+from stepopsd.train.format import chat_of, check_history, prompting_of
 from stepopsd.train.policy import Policy
 from stepopsd.train.search import require_infrastructure, search_context, search_pool, search_rules, search_tasks
 
@@ -94,12 +94,12 @@ class Episodes:
 
 
 def _context(config: RunConfig, policy: Policy) -> ContextPolicy:
-    thinking = {"auto": config.env.think, "on": True, "off": False}[config.env.template_thinking]
-    chat = ChatFormat(policy.tokenizer, enable_thinking=thinking)
+    chat = chat_of(config.env, policy.tokenizer)
     if config.env.name == "searchqa":
         return search_context(config, chat)
-    prompting = Prompting(config.env.history, config.env.think, config.env.prompt_style)
+    prompting = prompting_of(config.env, chat)
     if config.rollout.context == "turn":
+        check_history(config.env, config.rollout, chat, prompting)
         return TurnContext(chat, prompting)
     return DialogueContext(chat, prompting)
 

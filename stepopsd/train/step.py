@@ -73,6 +73,13 @@ class PolicyStep:
             group["lr"] = optim.lr * warm
 
     def _minibatches(self, batch: Batch) -> Iterator[Tensor]:
+        by_rows = self.config.optim.minibatch_rows
+        if by_rows:
+            count = batch.group_ids.numel()
+            steps = max(1, round(count / by_rows))
+            everything = torch.arange(count, device=batch.group_ids.device)
+            yield from (everything[first::steps] for first in range(steps))
+            return
         groups = torch.unique(batch.group_ids)
         size = self.config.optim.minibatch_groups or max(1, groups.numel())
         for start in range(0, groups.numel(), size):

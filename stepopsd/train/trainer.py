@@ -14,7 +14,7 @@ from torch import Tensor
 from stepopsd.credit.grpo import group_normalize
 from stepopsd.envs.base import Task
 from stepopsd.rollout.records import UNUSABLE, Batch, Row, Trajectory
-from stepopsd.rollout.rows import build_rows, collate
+from stepopsd.rollout.rows import build_rows, collate, with_copies
 from stepopsd.train.checkpoint import TrainState, checkpoints, load_checkpoint, save_checkpoint
 from stepopsd.train.config import RunConfig
 from stepopsd.train.config_io import differences, dump_config, load_config
@@ -107,6 +107,7 @@ class Trainer:
         trajectories, failed = self._play(update)
         played = time.perf_counter()
         rows = build_rows(trajectories, span=self.config.credit.span)
+        rows = with_copies(rows, self.config.optim.duplicate_rows_to, f"copies/{self.config.seed}/{update}")
         batch = collate(
             rows, trajectories, pad_id=self.policy.pad_id,
             reward_scale=self.config.loss.reward_scale, invalid_action_penalty=self.config.loss.invalid_action_penalty,

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from stepopsd.ops.losses import aggregation_weights
 from stepopsd.ops.policy_loss import grpo_loss
 from stepopsd.rollout.records import Batch
-from stepopsd.train.config import RunConfig
+from stepopsd.train.config import OptimConfig, RunConfig
 from stepopsd.train.config_io import from_tree
 from stepopsd.train.policy import Policy
 from stepopsd.train.step import PolicyStep
@@ -104,6 +104,19 @@ def test_dropped_groups_are_not_forwarded_even_for_the_kl_term(model, tmp_path, 
         kept.append(record["kept_groups"])
         assert sum(rows) == 3 * round(record["kept_groups"] * 16)  # old log-probs, reference, step
     assert kept == [1.0, record["mixed_groups"]]
+
+
+@pytest.mark.parametrize(("size", "sizes"), [(4, [3, 3]), (5, [6]), (8, [6]), (1, [1] * 6)])
+def test_minibatches_by_rows_are_even_and_lose_nobody(size, sizes):
+    policy = make_policy()
+    found = list(step_of(policy, optim={"minibatch_rows": size})._minibatches(make_batch(policy)))
+    assert [len(rows) for rows in found] == sizes
+    assert sorted(torch.cat(found).tolist()) == list(range(6))
+
+
+def test_minibatches_go_by_rows_or_by_groups():
+    with pytest.raises(ValueError, match=r"optim\.minibatch_rows must be 0 where optim\.minibatch_groups is 2, got 8"):
+        OptimConfig(minibatch_groups=2, minibatch_rows=8)
 
 
 def test_an_update_whose_groups_are_all_dropped_changes_nothing(model, tmp_path):
