@@ -1,4 +1,4 @@
-"""The command line: stepopsd train | eval | demo | bench | report | doctor | games | retriever | data."""
+"""The command line: stepopsd train | eval | demo | bench | report | doctor | games | study | retriever | data."""
 
 from __future__ import annotations
 
@@ -75,6 +75,17 @@ def games(args: Sequence[str]) -> int:
     return main(args)
 
 
+def study(args: Sequence[str]) -> int:
+    """Methods × seeds × environments from one file: run | status | table."""
+    from stepopsd.experiments.study.command import run, status, table
+
+    commands: dict[str, Callable[..., Any]] = {"run": run, "status": status, "table": table}
+    if not args or args[0] not in commands:
+        print("usage: stepopsd study {run,status,table} [--help]", file=sys.stderr)
+        return 2
+    return int(_typed(commands[args[0]], args[1:], f"stepopsd study {args[0]}") or 0)
+
+
 def retriever(args: Sequence[str]) -> int:
     """Passages for Search-QA: build | serve | search | probe."""
     from stepopsd.retrieval import RetrieverError
@@ -116,6 +127,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "report": report,
     "doctor": doctor,
     "games": games,
+    "study": study,
     "retriever": retriever,
     "data": data,
 }

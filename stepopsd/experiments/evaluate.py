@@ -45,7 +45,7 @@ def evaluate(config: RunConfig, *, say: Callable[[str], None] = print) -> Path:
     Example:
         >>> evaluate(replace(config, run_dir="runs/eval"))     # doctest: +SKIP
     """
-    _pyarrow()
+    arrow()
     from stepopsd.train.episodes import tasks_of
     from stepopsd.train.evaluation import panel_of_update, play_panel
     from stepopsd.train.provenance import provenance
@@ -196,7 +196,7 @@ def format_rate(interval: Interval) -> str:
 
 def write_episodes(path: Path, records: Sequence[Record]) -> None:
     """Write records as Parquet, complete or not at all; ``scores`` become columns ``score/NAME``."""
-    pa, parquet = _pyarrow()
+    pa, parquet = arrow()
     names = sorted({name for r in records for name in r.get("scores") or {}})
     rows = [
         {
@@ -221,7 +221,7 @@ def read_episodes(path: Path, *, turns: bool = False) -> list[Record]:
         FileNotFoundError: No such file.
         ValueError: The file is not Parquet or lacks a column.
     """
-    pa, parquet = _pyarrow()
+    pa, parquet = arrow()
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}; `stepopsd eval` writes it")
     try:
@@ -239,7 +239,8 @@ def read_episodes(path: Path, *, turns: bool = False) -> list[Record]:
     return rows
 
 
-def _pyarrow() -> tuple[Any, Any]:
+def arrow() -> tuple[Any, Any]:
+    """pyarrow and pyarrow.parquet; ImportError that names the extra where they are missing."""
     try:
         import pyarrow
         from pyarrow import parquet

@@ -282,6 +282,31 @@ def paired_difference(
     return Interval(mean, min(float(low), max(least, mean - half)), max(float(high), min(most, mean + half)), games)
 
 
+def detectable(difference: Interval, *, confidence: float = 0.95, power: float = 0.8) -> float:
+    """The true difference that a comparison of this size would have shown with probability ``power``.
+
+    Args:
+        difference: Result of ``paired_difference``; only its width counts.
+        confidence: Coverage of that interval.
+        power: Probability in (0, 1) that the interval excludes 0.
+
+    Returns:
+        (z_confidence + z_power) / z_confidence half widths, in the unit of the interval.
+
+    Raises:
+        ValueError: A confidence or power outside (0, 1).
+
+    Example:
+        >>> round(detectable(Interval(0.0, -0.1, 0.1, 50)), 3)
+        0.143
+    """
+    _check_confidence(confidence)
+    if not 0 < power < 1:
+        raise ValueError(f"power must lie in (0, 1), got {power}")
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    return (z + NormalDist().inv_cdf(power)) / z * difference.half_width
+
+
 def verdict(
     difference: Interval, *, candidate: str, baseline: str, panel: str, seeds: int, confidence: float = 0.95
 ) -> str:

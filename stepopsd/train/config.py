@@ -199,6 +199,8 @@ class OptimConfig:
 
     Attributes:
         updates: Policy updates (rollout batches) of the run.
+        generated_tokens: The run ends with the update in which its sampled tokens reach this number, where that comes
+            first; 0: no such limit. Runs of several methods are then compared at equal sampling.
         minibatch_groups: Groups per optimiser step; 0 takes the whole batch in one step.
         minibatch_rows: The same by rows, as the published lineage counts: about so many, dealt out evenly, so that no
             step is left with a few; 0 goes by groups.
@@ -215,6 +217,7 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: float = 1.0
     updates: int = 150
+    generated_tokens: int = 0
     epochs: int = 1
     minibatch_groups: int = 0
     minibatch_rows: int = 0
@@ -229,6 +232,7 @@ class OptimConfig:
         closed("optim.weight_decay", self.weight_decay, 0.0, 10.0)
         positive("optim.max_grad_norm", self.max_grad_norm)
         closed("optim.updates", self.updates, 0, 1 << 30)
+        closed("optim.generated_tokens", self.generated_tokens, 0, 1 << 60)
         positive("optim.epochs", self.epochs)
         closed("optim.minibatch_groups", self.minibatch_groups, 0, 1 << 30)
         closed("optim.minibatch_rows", self.minibatch_rows, 0, 1 << 30)

@@ -60,7 +60,7 @@ def read_layers(files: Sequence[Path], *, presets: Path | None = None) -> Resolv
             content, notes = _read(layer)
             content.pop(EXTENDS, None)
             _check_keys(RunConfig, content, "", layer)
-            _merge(tree, content)
+            merge(tree, content)
             name = _name(layer, presets)
             sources |= {key: f"{name}: {note}" if note else name for key, note in notes.items()}
     return Resolved(from_tree(RunConfig, tree), sources)
@@ -136,12 +136,15 @@ def _check_keys(cls: Any, tree: Mapping[Any, Any], prefix: str, file: Path) -> N
             _check_keys(typing.cast("Any", hints[key]), value, f"{path}.", file)
 
 
-def _merge(under: dict[str, Any], over: Mapping[str, Any]) -> None:
+def merge(under: dict[str, Any], over: Mapping[str, Any]) -> None:
+    """Put ``over`` over ``under``, in place: mappings key by key, everything else as a whole."""
     for key, value in over.items():
-        if isinstance(value, Mapping) and isinstance(under.get(key), dict):
-            _merge(under[key], value)
-        else:
-            under[key] = dict(value) if isinstance(value, Mapping) else value
+        if not isinstance(value, Mapping):
+            under[key] = value
+            continue
+        if not isinstance(under.get(key), dict):
+            under[key] = {}
+        merge(under[key], value)
 
 
 def _name(file: Path, presets: Path | None) -> str:

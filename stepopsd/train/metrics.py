@@ -27,6 +27,12 @@ class JsonLines:
             return 0
         return sum(json.loads(line)["update"] == update for line in self.path.read_text().splitlines())
 
+    def total(self, key: str) -> float:
+        """Sum of one number over all records that have it."""
+        if not self.path.exists():
+            return 0.0
+        return float(sum(json.loads(line).get(key, 0) for line in self.path.read_text().splitlines()))
+
     def cut_after(self, update: int) -> None:
         """Drop the records of later updates, and a half-written last line."""
         if not self.path.exists():

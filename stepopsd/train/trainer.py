@@ -33,8 +33,9 @@ from stepopsd.train.transcripts import choose_transcripts, transcript
 #: Keys that change how long, where or how closely watched a run is, but not what it computes.
 RESUME_MAY_CHANGE = frozenset({
     "run_dir", "device", "checkpoint_every", "keep_checkpoints", "transcripts_every", "transcripts", "resume",
-    "optim.updates", "optim.microbatch_tokens", "env.workers", "env.step_timeout_s", "env.episode_timeout_s",
-    "env.games", "env.search.data", "env.search.retriever", "env.search.max_infra_share", "model.path",
+    "optim.updates", "optim.generated_tokens", "optim.microbatch_tokens", "env.workers",
+    "env.step_timeout_s", "env.episode_timeout_s", "env.games", "env.search.data", "env.search.retriever",
+    "env.search.max_infra_share", "model.path",
 })  # fmt: skip
 
 
@@ -69,9 +70,10 @@ class Trainer:
         self.metrics = JsonLines(self.run_dir / "metrics.jsonl")
         self.evaluations = JsonLines(self.run_dir / "evaluations.jsonl")
         self.transcripts = JsonLines(self.run_dir / "transcripts.jsonl")
+        self._generated = 0  # sampled tokens of all updates so far
 
     def run(self) -> Path:
-        """Train to ``optim.updates`` and return the run directory; continues from the newest checkpoint."""
+        """Train to the end that ``optim`` sets and return the run directory; continues from the newest checkpoint."""
         self._open_run_dir()
         done = self._resume()
         progress = Progress(self.config, done)
@@ -80,7 +82,7 @@ class Trainer:
             if self._owes_evaluation(done):
                 self.evaluations.cut_after(done - 1)
                 self._evaluate(done, progress)
-            while done < self.config.optim.updates:
+            while not self._is_last(done):
                 clean = False
                 record = self._update(done + 1)
                 done, clean = done + 1, True
@@ -115,6 +117,7 @@ class Trainer:
         plain = self._scalar_advantages(batch, update)
         base = self.credit.base(plain, Played(self.config, self.policy, batch, rows, trajectories), update)
         seen = _rollout_metrics(trajectories, batch, plain)
+        self._generated += seen["tokens/generated"]
         if self.config.credit.dynamic_sampling == "drop":
             keep = _rows_of_live_groups(base.advantages, batch.group_ids)
             batch, base, plain, rows = batch.select(keep), base.select(keep), plain[keep], [rows[i] for i in keep]
@@ -253,6 +256,7 @@ class Trainer:
         for log in (self.metrics, self.evaluations, self.transcripts):
             # Without a checkpoint the run starts over, the evaluation before the first update included.
             log.cut_after(done if saved else -1)
+        self._generated = int(self.metrics.total("tokens/generated"))
         return done
 
     def _state(self) -> TrainState:
@@ -268,8 +272,13 @@ class Trainer:
         where = f"after {saved[-1].name}" if saved else "from the start"
         return f"interrupted; the same command continues {where}"
 
+    def _is_last(self, update: int) -> bool:
+        optim = self.config.optim
+        spent = optim.generated_tokens > 0 and self._generated >= optim.generated_tokens
+        return update >= optim.updates or spent
+
     def _due(self, update: int, every: int) -> bool:
-        return update == self.config.optim.updates or (every > 0 and update % every == 0)
+        return self._is_last(update) or (every > 0 and update % every == 0)
 
 
 def device_of(device: str) -> torch.device:

@@ -52,6 +52,20 @@ def test_zero_lambda_trains_to_the_bits_of_grpo(model, tmp_path):
     assert not torch.equal(parameters(grpo), parameters(shaped))
 
 
+def test_a_run_ends_with_the_update_that_reaches_its_tokens(model, tmp_path):
+    whole = config(tmp_path / "whole", model, optim={"updates": 6})
+    tokens = [r["tokens/generated"] for r in log(train(whole))]
+    budget = sum(tokens[:3]) - 1
+    short = replace(whole, run_dir=str(tmp_path / "short"), optim=replace(whole.optim, generated_tokens=budget))
+    ended = train(short)
+    assert [r["tokens/generated"] for r in log(ended)] == tokens[:3]
+    assert max(r["update"] for r in log(ended, "evaluations")) == 3
+    assert checkpoints(ended.run_dir)[-1].name.endswith("3")
+    assert len(log(train(short))) == 3, "the same command finds it finished"
+    more = train(replace(short, optim=replace(short.optim, generated_tokens=sum(tokens[:4]))))
+    assert [r["tokens/generated"] for r in log(more)] == tokens[:4]
+
+
 @pytest.mark.parametrize("context", ["dialogue", "turn"])
 def test_resumed_run_equals_uninterrupted_run(model, tmp_path, context):
     credit = {"name": "stepopsd", "teacher_refresh_every": 2, "lambda_mix": 1.0, "alpha_clip": 0.9}

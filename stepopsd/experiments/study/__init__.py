@@ -1,0 +1,1 @@
+"""Studies: methods × seeds × environments from one YAML file; resumable, shared between workers, one table."""

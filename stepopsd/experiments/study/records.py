@@ -1,0 +1,114 @@
+"""A study's raw records in four small files, from which every figure of its table comes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stepopsd.experiments.evaluate import arrow, read_episodes, write_episodes
+from stepopsd.experiments.report.load import Record, Run, load_run
+from stepopsd.experiments.study.plan import Study
+from stepopsd.experiments.study.work import DONE
+
+STUDY, EPISODES, METRICS, RUNS = "study.yaml", "episodes.parquet", "metrics.parquet", "runs.json"
+_KEY = ("environment", "method", "run_seed")
+#: environment -> method -> its finished runs
+Runs = dict[str, dict[str, list[Run]]]
+
+
+def write_records(study: Study, root: Path, out: Path) -> Path:
+    """Gather the finished cells under ``root`` into ``out``.
+
+    Returns:
+        ``out``, with the study file, one row per evaluation episode, one per update, and configuration and machine of
+        every run.
+
+    Raises:
+        ValueError: No cell is finished, or a run's file is broken.
+        ImportError: pyarrow is missing.
+    """
+    pa, parquet = arrow()
+    episodes, metrics, facts = [], [], []
+    for cell in study.cells:
+        folder = root / "cells" / cell.name
+        if not (folder / DONE).is_file():
+            continue
+        run = load_run(folder, method=cell.method)
+        key = dict(zip(_KEY, (cell.environment, cell.method, cell.seed), strict=True))
+        episodes += [{**key, "decoding": "sample", "temperature": None, **episode} for episode in run.episodes]
+        metrics += [{**key, **{name: _number(value) for name, value in row.items()}} for row in run.metrics]
+        facts.append({**key, "config": {**run.config, "run_dir": ""}, "machine": run.environment})
+    if not facts:
+        raise ValueError(f"no cell of the study is finished in {root}")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / STUDY).write_text(study.source, encoding="utf-8")
+    write_episodes(out / EPISODES, episodes)
+    parquet.write_table(pa.Table.from_pylist(_rectangular(metrics)), out / METRICS, compression="zstd")
+    (out / RUNS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    return out
+
+
+def read_records(folder: Path) -> Runs:
+    """The runs of ``write_records``, with everything but their transcripts.
+
+    Raises:
+        FileNotFoundError: ``folder`` holds no such records.
+        ImportError: pyarrow is missing.
+    """
+    _, parquet = arrow()
+    for name in (STUDY, EPISODES, METRICS, RUNS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"records of a study: no such file: {folder / name}")
+    episodes = _by_run(read_episodes(folder / EPISODES))
+    metrics = _by_run(parquet.read_table(folder / METRICS).to_pylist())
+    runs: Runs = {}
+    for facts in json.loads((folder / RUNS).read_text(encoding="utf-8")):
+        key = _key(facts)
+        run = Run(
+            method=key[1], path=folder, seed=key[2], config=facts["config"], environment=facts["machine"],
+            metrics=[{k: v for k, v in row.items() if v is not None} for row in metrics.get(key, [])],
+            episodes=episodes.get(key, []),
+        )  # fmt: skip
+        runs.setdefault(key[0], {}).setdefault(key[1], []).append(run)
+    return runs
+
+
+def baseline_of(folder: Path) -> str:
+    """The method that the study of these records compares with."""
+    return str(_study(folder)["baseline"])
+
+
+def title_of(folder: Path) -> str:
+    """The title of the study of these records."""
+    return str(_study(folder).get("title", folder.name))
+
+
+def _study(folder: Path) -> dict[str, Any]:
+    tree = yaml.safe_load((folder / STUDY).read_text(encoding="utf-8"))
+    return dict(tree)
+
+
+def _by_run(rows: list[Record]) -> dict[tuple[str, str, int], list[Record]]:
+    runs: dict[tuple[str, str, int], list[Record]] = {}
+    for row in rows:
+        runs.setdefault(_key(row), []).append(row)
+    return runs
+
+
+def _key(row: Record) -> tuple[str, str, int]:
+    environment, method, seed = (row.pop(name) for name in _KEY)
+    return environment, method, seed
+
+
+def _rectangular(rows: list[Record]) -> list[Record]:
+    """All rows with all keys: Arrow takes the columns from the first."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    return [{key: row.get(key) for key in keys} for row in rows]
+
+
+def _number(value: Any) -> Any:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
