@@ -74,13 +74,14 @@ def _macro(rows: Sequence[Record]) -> Record:
     """Plain means over the sets that were played."""
     told = [row for row in rows if row["episodes"]]
     counts = {name: sum(row[name] for row in rows) for name in ("questions", "episodes", "infra_errors")}
-    means = {name: _mean([row[name] for row in told if row[name] is not None]) for name in
-             ("em", *_SCORES, "unanswered", "response_tokens", "invalid")}  # fmt: skip
-    if not told:
+    names = ("em", *_SCORES, "unanswered", "response_tokens", "invalid")
+    means = {name: _mean([row[name] for row in told if row[name] is not None]) for name in names}
+    em = means["em"]
+    if em is None:
         return counts | means | {"em_low": 0.0, "em_high": 1.0}
     below = math.sqrt(sum((row["em"] - row["em_low"]) ** 2 for row in told)) / len(told)
     above = math.sqrt(sum((row["em_high"] - row["em"]) ** 2 for row in told)) / len(told)
-    return counts | means | {"em_low": means["em"] - below, "em_high": means["em"] + above}
+    return counts | means | {"em_low": em - below, "em_high": em + above}
 
 
 #: Key, title and digits of what stands beside the exact match.
