@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,9 +17,13 @@ def train(args: Sequence[str]) -> int:
 
         print(dump_with_sources(resolved), end="")
         return 0
+    from stepopsd.train.deadline import DeadlineReached
     from stepopsd.train.trainer import Trainer
 
-    Trainer(resolved.config).run()
+    try:
+        Trainer(resolved.config).run()
+    except DeadlineReached:
+        return os.EX_TEMPFAIL
     return 0
 
 
@@ -144,8 +149,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, FileNotFoundError, ImportError) as error:
         print(f"stepopsd {args[0]}: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as stopped:
+        return 128 + getattr(stopped, "signum", signal.SIGINT)
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -1,15 +1,17 @@
-"""Checkpoints: complete or absent. Written beside, then renamed; the newest one continues the run bit for bit."""
+"""Checkpoints: complete or absent, checked when they are read; the newest whole one continues the run bit for bit."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_model, save_model
 
+from stepopsd.train.durable import damage, whole_folder
 from stepopsd.train.policy import Policy
 
 _NAME = "update-{:06d}"
@@ -30,22 +32,16 @@ class TrainState:
 
 def save_checkpoint(run_dir: Path, update: int, state: TrainState, *, keep: int) -> Path:
     """Write the state after ``update`` and delete all but the newest ``keep`` checkpoints (0 keeps all)."""
-    root = run_dir / "checkpoints"
-    final = root / _NAME.format(update)
-    partial = root / f".{final.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    state.policy.model.save_pretrained(partial / "policy")
-    state.policy.tokenizer.save_pretrained(partial / "policy")
-    for name, frozen in (("teacher", state.teacher), ("reference", state.reference)):
-        if frozen is not None:
-            save_model(frozen.model, str(partial / f"{name}.safetensors"))
-    torch.save(
-        {"optimizer": state.optimizer.state_dict(), "torch_rng": torch.get_rng_state()}, partial / "optimizer.pt"
-    )
-    (partial / "state.json").write_text(json.dumps({"update": update}))
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
+    final = run_dir / "checkpoints" / _NAME.format(update)
+    with whole_folder(final) as folder:
+        state.policy.model.save_pretrained(folder / "policy")
+        state.policy.tokenizer.save_pretrained(folder / "policy")
+        for name, frozen in (("teacher", state.teacher), ("reference", state.reference)):
+            if frozen is not None:
+                save_model(frozen.model, str(folder / f"{name}.safetensors"))
+        rng = torch.get_rng_state()
+        torch.save({"optimizer": state.optimizer.state_dict(), "torch_rng": rng}, folder / "optimizer.pt")
+        (folder / "state.json").write_text(json.dumps({"update": update}))
     for old in checkpoints(run_dir)[:-keep] if keep else []:
         shutil.rmtree(old)
     return final
@@ -54,6 +50,22 @@ def save_checkpoint(run_dir: Path, update: int, state: TrainState, *, keep: int)
 def checkpoints(run_dir: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     return sorted((run_dir / "checkpoints").glob("update-*"))
+
+
+def newest_whole(run_dir: Path) -> Path | None:
+    """The newest checkpoint whose files are as they were written; None without any.
+
+    Damaged newer ones are put aside as ``damaged-update-N`` with a warning that says what is wrong with them.
+    """
+    for path in reversed(checkpoints(run_dir)):
+        wrong = damage(path)
+        if not wrong:
+            return path
+        aside = path.with_name(f"damaged-{path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        warnings.warn(f"{path} is damaged ({wrong}); it is now {aside.name}, the one before is used", stacklevel=2)
+    return None
 
 
 def load_checkpoint(path: Path, state: TrainState) -> int:

@@ -290,6 +290,8 @@ class RunConfig:
         keep_checkpoints: Older ones are deleted; 0 keeps all.
         transcripts_every: Updates between stored transcripts with token advantages; 0 none.
         transcripts: Trajectories per stored update.
+        deadline: Hours after which the run has to have ended, saved; 0 for none. It stops before an update that would
+            take longer than what is left, for batch systems that end jobs at a set time.
         resume: Continue from the newest checkpoint in ``run_dir`` when there is one.
     """
 
@@ -300,6 +302,7 @@ class RunConfig:
     keep_checkpoints: int = 2
     transcripts_every: int = 10
     transcripts: int = 4
+    deadline: float = 0.0
     resume: bool = True
     model: ModelConfig = field(default_factory=ModelConfig)
     env: EnvConfig = field(default_factory=EnvConfig)
@@ -312,6 +315,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         closed("checkpoint_every", self.checkpoint_every, 0, 1 << 30)
         closed("keep_checkpoints", self.keep_checkpoints, 0, 1 << 30)
+        closed("deadline", self.deadline, 0.0, 1e6)
         if self.loss.kl_reference == "teacher" and not self.credit.has_stale_teacher:
             raise ValueError(
                 f"loss.kl_reference=teacher needs a stale teacher, credit.name={self.credit.name} has none; use start"

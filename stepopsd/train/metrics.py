@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ class JsonLines:
         """Write one object and flush it to disk."""
         with self.path.open("a") as file:
             file.write(json.dumps({k: plain(v) for k, v in record.items()}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def count(self, update: int) -> int:
         """How many records of one update there are."""

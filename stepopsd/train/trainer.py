@@ -15,13 +15,15 @@ from stepopsd.credit.grpo import group_normalize
 from stepopsd.envs.base import Task
 from stepopsd.rollout.records import UNUSABLE, Batch, Row, Trajectory
 from stepopsd.rollout.rows import build_rows, collate, with_copies
-from stepopsd.train.checkpoint import TrainState, checkpoints, load_checkpoint, save_checkpoint
+from stepopsd.train.checkpoint import TrainState, checkpoints, load_checkpoint, newest_whole, save_checkpoint
 from stepopsd.train.config import RunConfig
 from stepopsd.train.config_io import differences, dump_config, load_config
 from stepopsd.train.credit import Assigned, Credit
+from stepopsd.train.deadline import Deadline, DeadlineReached
 from stepopsd.train.episodes import Episodes, tasks_of
 from stepopsd.train.evaluation import episodes_of_panel, panel, panel_of_update, play_panel, success_by_kind
 from stepopsd.train.extras import Played
+from stepopsd.train.interrupts import Interrupts
 from stepopsd.train.metrics import JsonLines
 from stepopsd.train.policy import load_policy
 from stepopsd.train.progress import Progress
@@ -33,7 +35,7 @@ from stepopsd.train.transcripts import choose_transcripts, transcript
 #: Keys that change how long, where or how closely watched a run is, but not what it computes.
 RESUME_MAY_CHANGE = frozenset({
     "run_dir", "device", "checkpoint_every", "keep_checkpoints", "transcripts_every", "transcripts", "resume",
-    "optim.updates", "optim.generated_tokens", "optim.microbatch_tokens", "env.workers",
+    "deadline", "optim.updates", "optim.generated_tokens", "optim.microbatch_tokens", "env.workers",
     "env.step_timeout_s", "env.episode_timeout_s", "env.games", "env.search.data", "env.search.retriever",
     "env.search.max_infra_share", "model.path",
 })  # fmt: skip
@@ -70,34 +72,49 @@ class Trainer:
         self.metrics = JsonLines(self.run_dir / "metrics.jsonl")
         self.evaluations = JsonLines(self.run_dir / "evaluations.jsonl")
         self.transcripts = JsonLines(self.run_dir / "transcripts.jsonl")
+        self.interrupts = Interrupts()
+        self.deadline = Deadline(config.deadline)
+        self._done = 0  # updates
         self._generated = 0  # sampled tokens of all updates so far
 
     def run(self) -> Path:
-        """Train to the end that ``optim`` sets and return the run directory; continues from the newest checkpoint."""
+        """Train to the end that ``optim`` sets and return the run directory; continues from the newest checkpoint.
+
+        Raises:
+            KeyboardInterrupt: SIGINT or SIGTERM (``Stop`` has its number); the updates so far are saved.
+            DeadlineReached: ``deadline`` leaves no time for another update; the updates so far are saved.
+        """
         self._open_run_dir()
-        done = self._resume()
-        progress = Progress(self.config, done)
-        clean = True
+        self._done = self._resume()
+        progress = Progress(self.config, self._done)
         try:
-            if self._owes_evaluation(done):
-                self.evaluations.cut_after(done - 1)
-                self._evaluate(done, progress)
-            while not self._is_last(done):
-                clean = False
-                record = self._update(done + 1)
-                done, clean = done + 1, True
-                progress.update(record)
-                if self._due(done, self.config.eval.every):
-                    self._evaluate(done, progress)
-                if self._due(done, self.config.checkpoint_every):
-                    self._save(done)
-        except KeyboardInterrupt:
-            progress.note(self._interrupted(done, clean))
+            with self.interrupts:
+                self._train(progress)
+        except (KeyboardInterrupt, DeadlineReached) as stopped:
+            progress.note(self._stopped(stopped))
             raise
         finally:
             progress.close()
             self.episodes.close()
         return self.run_dir
+
+    def _train(self, progress: Progress) -> None:
+        self._rng = torch.get_rng_state()
+        if self._owes_evaluation(self._done):
+            self.evaluations.cut_after(self._done - 1)
+            self._evaluate(self._done, progress)
+        while not self._is_last(self._done):
+            self.deadline.require_time()
+            record = self._update(self._done + 1)
+            self._done += 1
+            self._rng = torch.get_rng_state()
+            self.interrupts.release()
+            progress.update(record)
+            if self._due(self._done, self.config.eval.every):
+                self._evaluate(self._done, progress)
+            if self._due(self._done, self.config.checkpoint_every):
+                self._save(self._done)
+            self.deadline.note()
 
     def _games(self, split: str) -> list[Task]:
         return self.tasks if split == self.config.env.train_split else tasks_of(self.config.env, split)
@@ -126,6 +143,7 @@ class Trainer:
         result = self.credit.assign(base, Played(self.config, self.policy, batch, rows, trajectories), update)
         batch = replace(batch, advantages=result.advantages)
         shaped = time.perf_counter()
+        self.interrupts.hold()  # until the update is counted: its parts are worth nothing alone
         losses = self.step.run(batch, self._reference_logprobs(batch), update, result)
         self.credit.refresh(update)
         ended = time.perf_counter()
@@ -251,8 +269,8 @@ class Trainer:
             raise ValueError(f"run_dir {self.run_dir} holds another run's checkpoint: {listed}; choose another run_dir")
 
     def _resume(self) -> int:
-        saved = checkpoints(self.run_dir)
-        done = load_checkpoint(saved[-1], self._state()) if saved else 0
+        saved = newest_whole(self.run_dir)
+        done = load_checkpoint(saved, self._state()) if saved else 0
         for log in (self.metrics, self.evaluations, self.transcripts):
             # Without a checkpoint the run starts over, the evaluation before the first update included.
             log.cut_after(done if saved else -1)
@@ -265,12 +283,13 @@ class Trainer:
     def _save(self, update: int) -> None:
         save_checkpoint(self.run_dir, update, self._state(), keep=self.config.keep_checkpoints)
 
-    def _interrupted(self, done: int, clean: bool) -> str:
-        if clean and done:
-            self._save(done)
+    def _stopped(self, why: BaseException) -> str:
+        if self._done and not self.interrupts.held:
+            torch.set_rng_state(self._rng)  # of the last whole update
+            self._save(self._done)
         saved = checkpoints(self.run_dir)
         where = f"after {saved[-1].name}" if saved else "from the start"
-        return f"interrupted; the same command continues {where}"
+        return f"stopped ({why or 'interrupted'}); the same command continues {where}"
 
     def _is_last(self, update: int) -> bool:
         optim = self.config.optim
