@@ -146,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if args and args[0] in ("-h", "--help") else 2
     try:
         return COMMANDS[args[0]](args[1:])
-    except (ValueError, FileNotFoundError, ImportError) as error:
+    except (ValueError, FileNotFoundError, ImportError, FloatingPointError) as error:
         print(f"stepopsd {args[0]}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stopped:

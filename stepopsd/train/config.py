@@ -205,6 +205,8 @@ class OptimConfig:
         minibatch_rows: The same by rows, as the published lineage counts: about so many, dealt out evenly, so that no
             step is left with a few; 0 goes by groups.
         microbatch_tokens: Padded tokens per forward/backward; bounds memory, does not change the gradient.
+        max_skipped_steps: Steps in a row whose gradient may be not finite; such a step is skipped and counted, one more
+            stops the run.
         epochs: Passes over each batch.
         duplicate_rows_to: Append randomly chosen copies of rows until their number is a multiple of this, as verl-agent
             does to share them out among GPUs; copies enter group statistics and loss. 0 keeps every row once.
@@ -218,6 +220,7 @@ class OptimConfig:
     max_grad_norm: float = 1.0
     updates: int = 150
     generated_tokens: int = 0
+    max_skipped_steps: int = 2
     epochs: int = 1
     minibatch_groups: int = 0
     minibatch_rows: int = 0
@@ -234,6 +237,7 @@ class OptimConfig:
         closed("optim.updates", self.updates, 0, 1 << 30)
         closed("optim.generated_tokens", self.generated_tokens, 0, 1 << 60)
         positive("optim.epochs", self.epochs)
+        closed("optim.max_skipped_steps", self.max_skipped_steps, 0, 1 << 30)
         closed("optim.minibatch_groups", self.minibatch_groups, 0, 1 << 30)
         closed("optim.minibatch_rows", self.minibatch_rows, 0, 1 << 30)
         if self.minibatch_groups and self.minibatch_rows:

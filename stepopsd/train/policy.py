@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from stepopsd.ops.linear_loss import linear_grpo_loss
 from stepopsd.ops.logprobs import token_logprobs
 from stepopsd.ops.policy_loss import PolicyLoss, grpo_loss
 from stepopsd.train.config import ModelConfig
+from stepopsd.train.memory import halving
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ class Policy:
         self.tokenizer = tokenizer
         self.pad_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
         self._head_only = _head_is_plain(model)
+        self._fitting_tokens = sys.maxsize  # padded tokens per micro-batch of scoring, less once memory has run out
 
     @property
     def device(self) -> torch.device:
@@ -129,18 +132,28 @@ class Policy:
         Returns:
             (N, T) float32, 0 where ``targets`` is False. Rows without targets are not forwarded.
         """
+        lengths = torch.where(targets.any(1), attention_mask.sum(1), 0)
+        out = torch.zeros(input_ids.shape, dtype=torch.float32, device=input_ids.device)
+
+        def fill(tokens: int) -> None:
+            for rows, width in microbatches(lengths, tokens):
+                chosen = targets[rows, :width]
+                ids = input_ids[rows, :width]
+                readout = self.read_targets(ids, attention_mask[rows, :width], chosen)
+                part = torch.zeros(chosen.shape, dtype=torch.float32, device=out.device)
+                part[chosen] = readout.logprobs(ids[chosen], temperature)
+                out[rows, :width] = part
+
         was_training = self.model.training
         self.model.eval()
-        out = torch.zeros(input_ids.shape, dtype=torch.float32, device=input_ids.device)
-        lengths = torch.where(targets.any(1), attention_mask.sum(1), 0)
-        for rows, width in microbatches(lengths, max_tokens):
-            chosen = targets[rows, :width]
-            ids = input_ids[rows, :width]
-            readout = self.read_targets(ids, attention_mask[rows, :width], chosen)
-            part = torch.zeros(chosen.shape, dtype=torch.float32, device=out.device)
-            part[chosen] = readout.logprobs(ids[chosen], temperature)
-            out[rows, :width] = part
-        self.model.train(was_training)
+        try:
+            tokens = min(max_tokens, self._fitting_tokens)
+            least = int(lengths.max()) if lengths.numel() else 1
+            _, fitting = halving(fill, tokens, least=least, what="scoring")
+            if fitting < tokens:
+                self._fitting_tokens = fitting
+        finally:
+            self.model.train(was_training)
         return out
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import math
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +18,7 @@ from stepopsd.ops.policy_loss import aggregation_weights
 from stepopsd.rollout.records import Batch
 from stepopsd.train.config import RunConfig
 from stepopsd.train.credit import Assigned
+from stepopsd.train.memory import halving
 from stepopsd.train.policy import Policy, microbatches
 
 
@@ -26,6 +31,8 @@ class PolicyStep:
 
     def __init__(self, policy: Policy, optimizer: torch.optim.Optimizer, accelerator: Any, config: RunConfig) -> None:
         self.policy, self.optimizer, self.accelerator, self.config = policy, optimizer, accelerator, config
+        self.microbatch_tokens = config.optim.microbatch_tokens  # halved, for good, where memory runs out
+        self._skipped_in_a_row = 0
         self._credit: Assigned | None = None
         self._means: dict[str, _Mean] = {}
 
@@ -42,6 +49,7 @@ class PolicyStep:
         """
         self.policy.model.train()
         sums: dict[str, float] = defaultdict(float, loss=0.0, grad_norm=0.0)
+        sums["skipped_steps"] = 0.0
         self._credit, self._means = credit, defaultdict(_Mean)
         self._set_lr(update)
         steps = 0
@@ -54,14 +62,18 @@ class PolicyStep:
                 sums["grad_norm"] += self._optimise(part, refs, sums, rows, first=steps == 0)
                 steps += 1
         self.policy.model.eval()
-        return {**_averages(sums, steps), **{name: mean.value for name, mean in self._means.items()}}
+        skipped = sums.pop("skipped_steps")
+        means = {name: mean.value for name, mean in self._means.items()}
+        return {
+            **_averages(sums, steps), **means, "skipped_steps": skipped, "microbatch_tokens": self.microbatch_tokens,
+        }  # fmt: skip
 
     def _follow(self, part: Batch, rows: Tensor, credit: Assigned) -> Tensor:
         """Advantages under the policy as it is now, after some steps of this update."""
         needed = part.response_mask & (credit.base[rows] != 0).any(1, keepdim=True)
         current = self.policy.score(
             part.input_ids, part.attention_mask, needed,
-            temperature=self.config.rollout.temperature, max_tokens=self.config.optim.microbatch_tokens,
+            temperature=self.config.rollout.temperature, max_tokens=self.microbatch_tokens,
         )  # fmt: skip
         self.policy.model.train()
         return credit.again(rows, torch.where(needed, current, part.old_logprobs))
@@ -97,14 +109,52 @@ class PolicyStep:
         if self._credit is not None:
             matters |= self._credit.has_auxiliary[origin]
         lengths = torch.where(matters, batch.attention_mask.sum(1), 0)
-        for rows, width in microbatches(lengths, self.config.optim.microbatch_tokens):
-            part = batch.select(rows).trim(width)
-            ref = None if refs is None else refs[rows, :width]
-            self.accelerator.backward(self._loss(part, weights[rows, :width], ref, sums, origin[rows], first))
+
+        def accumulate(tokens: int) -> None:
+            with self._undone_without_memory(sums):
+                for rows, width in microbatches(lengths, tokens):
+                    part = batch.select(rows).trim(width)
+                    ref = None if refs is None else refs[rows, :width]
+                    self.accelerator.backward(self._loss(part, weights[rows, :width], ref, sums, origin[rows], first))
+
+        least = int(lengths.max()) if lengths.numel() else 1
+        _, self.microbatch_tokens = halving(accumulate, self.microbatch_tokens, least=least, what="policy step")
+        return self._step(sums)
+
+    def _step(self, sums: dict[str, float]) -> float:
+        """Clip and step; gradients that are not finite are dropped with their mini-batch. Returns their norm."""
         norm = self.accelerator.clip_grad_norm_(self.policy.model.parameters(), self.config.optim.max_grad_norm)
-        self.optimizer.step()
+        size = float(norm) if norm is not None else 0.0
+        if math.isfinite(size):
+            self._skipped_in_a_row = 0
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            return size
         self.optimizer.zero_grad(set_to_none=True)
-        return float(norm) if norm is not None else 0.0
+        self._skipped_in_a_row += 1
+        sums["skipped_steps"] += 1
+        allowed = self.config.optim.max_skipped_steps
+        if self._skipped_in_a_row > allowed:
+            raise FloatingPointError(
+                f"{self._skipped_in_a_row} steps in a row had a gradient that is not finite (optim.max_skipped_steps "
+                f"is {allowed}); the last checkpoint is from before this update. Usual causes: a learning rate that is "
+                "too high, or log-probs of -inf from a temperature or mask that differs between sampler and trainer"
+            )
+        warnings.warn("a step was skipped: its gradient is not finite", stacklevel=2)
+        return 0.0
+
+    @contextmanager
+    def _undone_without_memory(self, sums: dict[str, float]) -> Iterator[None]:
+        """Take gradients and metrics back where memory runs out half-way."""
+        before, means = dict(sums), copy.deepcopy(self._means)
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            self.optimizer.zero_grad(set_to_none=True)
+            sums.clear()
+            sums.update(before)
+            self._means = means
+            raise
 
     def _loss(
         self, part: Batch, weights: Tensor, ref: Tensor | None, sums: dict[str, float], origin: Tensor, first: bool

@@ -35,9 +35,9 @@ from stepopsd.train.transcripts import choose_transcripts, transcript
 #: Keys that change how long, where or how closely watched a run is, but not what it computes.
 RESUME_MAY_CHANGE = frozenset({
     "run_dir", "device", "checkpoint_every", "keep_checkpoints", "transcripts_every", "transcripts", "resume",
-    "deadline", "optim.updates", "optim.generated_tokens", "optim.microbatch_tokens", "env.workers",
-    "env.step_timeout_s", "env.episode_timeout_s", "env.games", "env.search.data", "env.search.retriever",
-    "env.search.max_infra_share", "model.path",
+    "deadline", "optim.updates", "optim.generated_tokens", "optim.microbatch_tokens", "optim.max_skipped_steps",
+    "env.workers", "env.step_timeout_s", "env.episode_timeout_s", "env.games", "env.search.data",
+    "env.search.retriever", "env.search.max_infra_share", "model.path",
 })  # fmt: skip
 
 
