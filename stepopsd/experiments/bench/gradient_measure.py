@@ -14,7 +14,7 @@ from stepopsd.experiments.bench.learners import Learner, Learners
 from stepopsd.experiments.bench.limits import cpu_read, cuda_read
 from stepopsd.experiments.bench.memory import extra_memory, free_memory
 from stepopsd.experiments.bench.problems import Problem, make_problem, required
-from stepopsd.experiments.bench.rows import LINEAR_OPS, PRODUCTS, READS, Case
+from stepopsd.experiments.bench.rows import LINEAR_OPS, PRODUCTS, READS, Case, as_words
 from stepopsd.experiments.bench.timing import Call, Clock, CpuClock, CudaClock, Settings, Staged, interleaved
 
 BYTES, MATRICES = "bytes only", "products only"
@@ -23,7 +23,7 @@ BYTES, MATRICES = "bytes only", "products only"
 def measure_gradients(case: Case, device: str, field: Learners, settings: Settings) -> dict[str, Any]:
     """Everything about one case with gradients as plain data, like ``measure``.
 
-    ``limit`` names the first of the results: the same bytes read and copied, or the same matrix products and nothing
+    ``limit`` names the first of the results: the same bytes read and written, or the same matrix products and nothing
     else, timed in the same turns. The logits are written anew before each call, outside its time.
     """
     record: dict[str, Any] = {**case.as_dict(), "bytes": case.bytes_moved, "operations": case.operations}
@@ -40,8 +40,7 @@ def measure_gradients(case: Case, device: str, field: Learners, settings: Settin
     able = [learner for learner in field.contenders if "error" not in results[learner.name]]
     calls: dict[str, Call] = {record["limit"]: limit(x, device)}
     calls |= {learner.name: stages(learner, x) for learner in able}
-    for call in calls.values():
-        call(0)
+    calls[record["limit"]](0)  # the others ran when they were checked
     x.refresh()
     clock: Clock = CudaClock() if device == "cuda" else CpuClock()
     for name, samples in interleaved(clock, calls, settings).items():
@@ -75,16 +74,19 @@ def limit(x: Problem, device: str) -> Staged:
 
 
 def _bytes(x: Problem, device: str) -> Callable[[], object]:
-    """A copy of the active rows, and a read of as many where the op reads twice."""
+    """The active rows read and rewritten, on a GPU copied; and as many read where the op reads twice."""
     read = cuda_read() if device == "cuda" else cpu_read()
     source = required(x.scratch)[0, : x.case.active]
-    target = torch.empty_like(source)
-    other = source if x.teacher is None else x.teacher[0, : x.case.active]
+    target = torch.empty_like(source) if device == "cuda" else source
+    words, other = as_words(source), source if x.teacher is None else x.teacher[0, : x.case.active]
 
     def run() -> None:
         if READS.get(x.case.op):
             read([other])
-        target.copy_(source)
+        if target is source:  # a CPU reads what it writes elsewhere, so that a copy moves half as much again
+            words.bitwise_not_()
+        else:
+            target.copy_(source)
 
     return run
 

@@ -75,11 +75,12 @@ def rate(case: dict[str, Any], seconds: float) -> str:
 
 NOTE = (
     "Forward and backward, of `backward` the backward alone, of `linear-pair` the forward, which is all it has. The "
-    "logits are written anew before each call, outside its time. *of limit*: of the speed of reading and copying the "
-    "bytes that the op must move (`loss` and `backward`: one read and one write; `logprobs` and `entropies` one read "
-    "more; `shape-loss` the teacher's read more), or of the matrix products that it must compute (one, and two more "
-    "where there is a gradient; per model), timed in the same turns; *rate* counts these too. *memory*: peak beyond "
-    "the inputs, gradients included. eager: the faster of two forms; torch.compile: with or without the entropies, "
-    "whichever is faster. *off by*: from float64, of values, and of up to 64 rows of each gradient relative to their "
-    "sum; beyond 1e-4 and 1e-3, or the rounding of the dtypes, nothing is timed."
+    "logits are written anew before each call, outside its time. *of limit*: of the speed of moving the bytes that the "
+    "op must move and nothing else (`loss` and `backward`: one read and one write, over the same memory on a CPU and "
+    "as a copy on a GPU; `logprobs` and `entropies`: one read more; `shape-loss`: the teacher's read more), or of the "
+    "matrix products that it must compute (one, and two more where there is a gradient; per model), timed in the same "
+    "turns; *rate* counts these too. *memory*: peak beyond the inputs, gradients included. eager: the faster of two "
+    "forms; torch.compile: with or without the entropies, whichever is faster. *off by*: from float64, of values, and "
+    "of up to 64 rows of each gradient relative to their sum; beyond 1e-4 (entropies 5e-4) and 1e-3, or the rounding "
+    "of the dtypes, nothing is timed."
 )

@@ -117,8 +117,13 @@ def make_problem(case: Case, device: str, *, seed: int = 0) -> Problem:
     advantages = torch.full(count, ADVANTAGE, device=device)
     x = Problem(case, ids, active, advantages, advantages, advantages, (upstream[0], upstream[1]), **parts)
     logprobs = torch.cat([_select(rows, x.ids[:, place]) for place, rows in exact_logits(x)], 1).float()
-    jumps = torch.tensor([-0.6, -0.1, 0.1, 0.6], device=device)
-    x.old, x.ref = (logprobs + jumps[torch.randint(4, count, device=device, generator=rng)] for _ in range(2))
+
+    def beside(*jumps: float) -> Tensor:
+        chosen = torch.randint(len(jumps), count, device=device, generator=rng)
+        return logprobs + torch.tensor(jumps, device=device)[chosen]
+
+    # the reference is far: where the clip leaves its term alone, a rounded log-prob must not make the slope another
+    x.old, x.ref = beside(-0.6, -0.1, 0.1, 0.6), beside(-0.6, 0.6)
     return x
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stepopsd.ops.triton.score import OPTIONS, VECTOR_BYTES
+from stepopsd.ops.triton.score import OPTIONS, VECTOR_BYTES, row_starts
 
 THREADS = 128
 GROUPS = 4  # 16-byte blocks that a thread has in flight
@@ -49,14 +49,14 @@ def gradient_rows(
     from stepopsd.ops.triton.gradient_kernels import gradient_kernel
 
     width, rows, (inner, vocab) = VECTOR_BYTES // out.element_size(), ids.numel(), out.shape[1:]
-    starts = _row_starts(out)
+    starts = row_starts(out)
     splits, chunk = _divide(rows, vocab, width, any(starts))
     temperatures, number = (temperature, 1.0) if isinstance(temperature, Tensor) else (None, temperature)
     with torch.cuda.device_of(out):
         gradient_kernel[(rows * splits,)](
             logits, ids, active.view(torch.uint8), temperatures, number, normaliser, coefficients, out,
             rows, inner, vocab, splits, chunk, *logits.stride()[:2], starts[0], *out.stride()[:2],
-            WIDTH=width, MATCHED=starts == _row_starts(logits), BLOCKS=THREADS * GROUPS, num_warps=_warps(),
+            WIDTH=width, MATCHED=starts == row_starts(logits), BLOCKS=THREADS * GROUPS, num_warps=_warps(),
             **OPTIONS,
         )  # fmt: skip
 
@@ -78,21 +78,13 @@ def scale_rows(rows: Tensor, factor: Tensor) -> None:
     if rows.is_contiguous() and rows.numel() < 1 << 30:
         rows = rows.view(1, 1, -1)
     count, (inner, vocab), width = rows.shape[0] * rows.shape[1], rows.shape[1:], VECTOR_BYTES // rows.element_size()
-    starts = _row_starts(rows)
+    starts = row_starts(rows)
     splits, chunk = _divide(count, vocab, width, any(starts))
     with torch.cuda.device_of(rows):
         scale_kernel[(min(count * splits, PROGRAMS),)](
             rows, factor, count, inner, vocab, splits, chunk, starts[0], *rows.stride()[:2],
             WIDTH=width, BLOCKS=THREADS * GROUPS, num_warps=_warps(), **OPTIONS,
         )  # fmt: skip
-
-
-def _row_starts(x: Tensor) -> tuple[int, int, int]:
-    """What base and strides add to the place of a row's start behind a 16-byte boundary, in elements."""
-    size = x.element_size()
-    strides = (stride if length > 1 else 0 for stride, length in zip(x.stride()[:2], x.shape[:2], strict=True))
-    base, outer, inner = (offset % (VECTOR_BYTES // size) for offset in (x.data_ptr() // size, *strides))
-    return base, outer, inner
 
 
 def _divide(rows: int, vocab: int, width: int, shifted: bool) -> tuple[int, int]:

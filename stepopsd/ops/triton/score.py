@@ -78,13 +78,13 @@ def _score(logits: Sequence[Tensor], ids: Tensor, active: Tensor, temperature: f
     sizes, width = (count, out.shape[1], rows), VECTOR_BYTES // first.element_size()
     splits, chunk = launch.split(vocab)
     partial = out if splits == 1 else out.new_empty((4, splits, count * rows))
-    live = active.view(torch.uint8)
+    live, starts = active.view(torch.uint8), [row_starts(x) for x in logits]
     shared = (live, *_temperature(temperature), out, partial)
     score_kernel[(count * rows * splits,)](
         first, second, ids, *shared, *sizes, inner, vocab, splits, chunk,
-        *_origin(first), *_origin(second), WIDTH=width, SHIFTED=any(map(_shifted, logits)), THREADS=launch.threads,
-        GROUPS=launch.groups, POLYNOMIAL=launch.polynomial if width == 8 else 0, ENTROPY=entropy,
-        num_warps=launch.num_warps, **OPTIONS,
+        starts[0][0], *first.stride()[:2], starts[-1][0], *second.stride()[:2],
+        WIDTH=width, SHIFTED=any(map(any, starts)), THREADS=launch.threads, GROUPS=launch.groups,
+        POLYNOMIAL=launch.polynomial if width == 8 else 0, ENTROPY=entropy, num_warps=launch.num_warps, **OPTIONS,
     )  # fmt: skip
     if splits > 1:
         merge_kernel[(-(-count * rows // BLOCK),)](*shared, *sizes, splits, BLOCK=BLOCK, ENTROPY=entropy, **OPTIONS)
@@ -102,15 +102,9 @@ def _single(x: float) -> float:
     return float(struct.unpack("f", struct.pack("f", x))[0])
 
 
-def _origin(logits: Tensor) -> tuple[int, int, int]:
-    """Elements between the last 16-byte boundary and the first logit, and both strides."""
-    outer, inner = logits.stride()[:2]
-    return logits.data_ptr() % VECTOR_BYTES // logits.element_size(), outer, inner
-
-
-def _shifted(logits: Tensor) -> bool:
-    """Whether any row can start off a 16-byte boundary."""
-    base, *strides = _origin(logits)
-    steps = [stride for stride, size in zip(strides, logits.shape[:2], strict=True) if size > 1]
-    vec = VECTOR_BYTES // logits.element_size()
-    return any(offset % vec for offset in (base, *steps))
+def row_starts(x: Tensor) -> tuple[int, int, int]:
+    """What base and strides add to the place of a row's start behind a 16-byte boundary, in elements."""
+    size = x.element_size()
+    strides = (stride if length > 1 else 0 for stride, length in zip(x.stride()[:2], x.shape[:2], strict=True))
+    base, outer, inner = (offset % (VECTOR_BYTES // size) for offset in (x.data_ptr() // size, *strides))
+    return base, outer, inner
