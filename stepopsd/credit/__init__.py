@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stepopsd.credit import appo, grpo, oar, opsd, rlsd, sdar, stepopsd
+from stepopsd.credit import appo, grpo, oar, opsd, reset_methods, rlsd, sdar, stepopsd
 from stepopsd.credit.base import (
     AuxiliaryInputs,
     AuxiliaryLoss,
@@ -16,5 +16,5 @@ from stepopsd.credit.base import (
 
 __all__ = [
     "AuxiliaryInputs", "AuxiliaryLoss", "CreditInputs", "CreditMethod", "CreditResult", "appo", "compose", "create",
-    "grpo", "oar", "opsd", "registered", "rlsd", "sdar", "stepopsd",
+    "grpo", "oar", "opsd", "registered", "reset_methods", "rlsd", "sdar", "stepopsd",
 ]  # fmt: skip

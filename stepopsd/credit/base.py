@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+
+from stepopsd.credit.plan import Plan, plain_plan
+
+#: Extra of methods that make advantages of their own: (N,) rewards of the rows.
+REWARDS = "rewards"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +132,21 @@ class CreditMethod:
     teacher_tokens: ClassVar[Literal["span", "response"]] = "span"
     reads_teacher_states: ClassVar[bool] = False
     per_minibatch: ClassVar[bool] = False
+
+    @property
+    def step_delimiter(self) -> str:
+        """Text that ends a step inside a turn of the attempts that ``plan`` sees; empty: a step is a turn."""
+        return ""
+
+    def plan(self, prompts: int, group_size: int, rng: random.Random) -> Plan:
+        """What an update's rollouts are; see ``credit/plan.py``. Only the plan of a ``base`` method is asked for.
+
+        Args:
+            prompts: Number of prompts.
+            group_size: The run's attempts per prompt.
+            rng: Of this update; every draw of the plan's own comes from it.
+        """
+        return plain_plan(prompts, group_size)
 
     def needs(self, update: int) -> frozenset[str]:
         """Names of ``extras`` that this update's ``assign`` reads."""

@@ -1,7 +1,7 @@
 """Resets: continue failed attempts from an earlier step and learn on the suffix; RRPO and SRPO (arXiv 2605.25507).
 
 RRPO resets to a step drawn uniformly, SRPO to the one that the model itself names (``credit/localise.py``). These are
-functions on records and tensors; a trainer that can continue rollouts from a prefix runs the plan.
+functions on records and tensors; ``credit/reset_methods.py`` makes a rollout plan of them.
 """
 
 from __future__ import annotations
@@ -90,22 +90,39 @@ class Intake:
             return len(self.roles) < o.n_fresh or not self._able
         return len(self.fresh) < o.n_fresh or len(self._able) < o.n_parents
 
-    def add(self, *, failed: bool, steps: int) -> Role:
-        """Take the next attempt. One without any step cannot be reset.
+    @property
+    def missing(self) -> int:
+        """How many further attempts are needed at least: no more than that can be sampled without asking again."""
+        o, fresh = self.options, len(self.fresh)
+        if not self.wants_more:
+            return 0
+        if o.parents == "iid":
+            lacking = o.n_fresh - len(self.roles)
+        else:
+            lacking = o.n_fresh - fresh + o.n_parents - len(self._able)
+        return min(max(1, lacking), o.n_fresh + o.n_probes - len(self.roles))
+
+    def add(self, *, failed: bool, steps: int, usable: bool = True) -> Role:
+        """Take the next attempt. One without any step cannot be reset; one that broke is dropped.
 
         Raises:
             ValueError: No further attempt is wanted, or a negative number of steps.
         """
         if not self.wants_more or steps < 0:
             raise ValueError(f"no attempt is wanted, or steps is negative: {len(self.roles)} attempts, steps {steps}")
-        able, o = failed and steps > 0, self.options
-        role: Role = "fresh" if len(self.fresh) < o.n_fresh else "dropped"
+        able, o = failed and steps > 0 and usable, self.options
+        role: Role = "fresh" if usable and self._has_room() else "dropped"
         if able and (role == "dropped" if o.parents == "iid" else len(self._able) < o.n_parents):
             role = "parent"
         if able and (o.parents == "iid" or role == "parent"):
             self._able.append(len(self.roles))
         self.roles.append(role)
         return role
+
+    def _has_room(self) -> bool:
+        # Of ``iid`` the first n_fresh attempts are the fresh group, whatever became of them.
+        taken = len(self.roles) if self.options.parents == "iid" else len(self.fresh)
+        return taken < self.options.n_fresh
 
     def parents(self, rng: random.Random) -> list[int]:
         """Attempts to reset, n_parents of them; all that there are where there are fewer."""
@@ -136,9 +153,9 @@ def uniform_step(rng: random.Random) -> Callable[[int, int], int]:
 
 def plan_resets(
     intake: Intake,
+    parents: Sequence[int],
     step_ends: Sequence[Sequence[int]],
     choose: Callable[[int, int], int],
-    rng: random.Random,
     *,
     first_group: int = 1,
 ) -> ResetPlan:
@@ -146,10 +163,10 @@ def plan_resets(
 
     Args:
         intake: Complete, ``wants_more`` being False.
+        parents: Attempts to reset, drawn by ``Intake.parents``.
         step_ends: Of each attempt, the number of response tokens up to the end of each step, rising.
         choose: (attempt, number n of its steps) -> step e in 1..n, e.g. ``uniform_step`` or what ``parse_location``
             read from the model's reply; what lies outside is clamped.
-        rng: Draws the parents.
         first_group: Group id of the first parent's continuations; the fresh group needs another one.
 
     Returns:
@@ -162,7 +179,7 @@ def plan_resets(
         raise ValueError(f"the intake must be complete, got one that wants more after {len(intake.roles)} attempts")
     if len(step_ends) != len(intake.roles):
         raise ValueError(f"step_ends must hold {len(intake.roles)} attempts, got {len(step_ends)}")
-    parents, o = intake.parents(rng), intake.options
+    o = intake.options
     if not parents:
         return ResetPlan([], [], o.n_fresh + o.n_reset - len(intake.fresh))
     share, extra = divmod(o.n_reset, len(parents))
@@ -178,9 +195,9 @@ def plan_resets(
     return ResetPlan(continuations, steps, 0)
 
 
-def reset_advantages(rewards: Tensor, group_ids: Tensor) -> Tensor:
+def reset_advantages(rewards: Tensor, group_ids: Tensor, trajectory_ids: Tensor | None = None) -> Tensor:
     """(N,) advantages, fresh group and every reset group normalised apart; see ``population_normalize``."""
-    return population_normalize(rewards, group_ids)
+    return population_normalize(rewards, group_ids, trajectory_ids)
 
 
 def reset_mask(response_mask: Tensor, suffix_starts: Tensor) -> Tensor:

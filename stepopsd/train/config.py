@@ -7,6 +7,7 @@ from typing import Literal
 
 from stepopsd.train.checks import choice, closed, positive
 from stepopsd.train.credit_config import CreditConfig, HindsightConfig
+from stepopsd.train.needs import check_needs
 from stepopsd.train.search_config import SearchConfig
 
 __all__ = [
@@ -320,6 +321,7 @@ class RunConfig:
         closed("checkpoint_every", self.checkpoint_every, 0, 1 << 30)
         closed("keep_checkpoints", self.keep_checkpoints, 0, 1 << 30)
         closed("deadline", self.deadline, 0.0, 1e6)
+        check_needs(self)
         if self.loss.kl_reference == "teacher" and not self.credit.has_stale_teacher:
             raise ValueError(
                 f"loss.kl_reference=teacher needs a stale teacher, credit.name={self.credit.name} has none; use start"

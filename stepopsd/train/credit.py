@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from stepopsd.credit import AuxiliaryInputs, CreditInputs, CreditMethod, CreditResult, compose, create
 from stepopsd.credit.base import broadcast_advantages
+from stepopsd.credit.plan import Plan, plain_plan
 from stepopsd.train import outcome as outcome  # registers what it provides
 from stepopsd.train.config import RunConfig
 from stepopsd.train.config_io import to_tree
@@ -181,6 +183,16 @@ class Credit:
         for part in self.parts:
             if part.teacher is not None:
                 part.teacher.refresh(self.policy, update)
+
+    def plan(self, prompts: int, group_size: int, rng: random.Random) -> Plan:
+        """What the update's rollouts are."""
+        makers = [part.method for part in self.parts if part.method.role == "base"]
+        return makers[0].plan(prompts, group_size, rng) if makers else plain_plan(prompts, group_size)
+
+    @property
+    def step_delimiter(self) -> str:
+        """See ``CreditMethod.step_delimiter``."""
+        return next((part.method.step_delimiter for part in self.parts if part.method.role == "base"), "")
 
     def base(self, plain: Tensor, played: Played, update: int) -> Base:
         """What a ``base`` method makes of the rewards, else the scalar advantages, or 0 where no method is about them.

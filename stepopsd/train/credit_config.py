@@ -205,6 +205,44 @@ class AppoConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ResetsConfig:
+    """RRPO and SRPO (arXiv 2605.25507).
+
+    Attributes:
+        n_fresh: Fresh attempts per prompt that are trained on; null takes ``rollout.group_size``.
+        n_reset: Continuations per prompt, divided among the parents; a multiple of ``n_parents``.
+        n_parents: Failed attempts per prompt to continue.
+        parents: ``iid``: drawn among the failed fresh attempts, which stay in their group. ``code``: the first
+            failures, which leave it, as released.
+        n_probes: Further attempts that may be sampled to find a failure.
+        delimiter: Ends a step inside a turn; empty: a step is a turn.
+        localiser_tokens, localiser_temperature: Of the reply that names a step (srpo).
+    """
+
+    n_fresh: int | None = None
+    n_reset: int = 4
+    n_parents: int = 1
+    parents: Literal["iid", "code"] = "iid"
+    n_probes: int = 8
+    delimiter: str = ""
+    localiser_tokens: int = 512
+    localiser_temperature: float = 0.3
+
+    def __post_init__(self) -> None:
+        choice("credit.resets.parents", self.parents, ("iid", "code"))
+        closed("credit.resets.n_fresh", self.n_fresh or 0, 0, 4096)
+        closed("credit.resets.n_reset", self.n_reset, 1, 4096)
+        closed("credit.resets.n_parents", self.n_parents, 1, 4096)
+        closed("credit.resets.n_probes", self.n_probes, 0, 4096)
+        closed("credit.resets.localiser_tokens", self.localiser_tokens, 1, 1 << 20)
+        closed("credit.resets.localiser_temperature", self.localiser_temperature, 0.0, 100.0)
+        if self.n_reset % self.n_parents:
+            raise ValueError(
+                f"credit.resets.n_reset must be a multiple of n_parents {self.n_parents}, got {self.n_reset}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class CreditConfig:
     """Who gets the blame: the method, and how rewards become scalar group advantages.
 
@@ -242,6 +280,7 @@ class CreditConfig:
     hindsight: HindsightConfig = field(default_factory=HindsightConfig)
     appo: AppoConfig = field(default_factory=AppoConfig)
     oar: OarConfig = field(default_factory=OarConfig)
+    resets: ResetsConfig = field(default_factory=ResetsConfig)
     rlsd: RlsdConfig = field(default_factory=RlsdConfig)
     sdar: SdarConfig = field(default_factory=SdarConfig)
     opsd: OpsdConfig = field(default_factory=OpsdConfig)
@@ -287,7 +326,7 @@ class CreditConfig:
 #: Every method, and what it is: see ``CreditMethod.role``.
 METHODS = {
     "appo_future": "factor", "grpo": "base", "oar": "factor", "opsd": "auxiliary", "rlsd": "factor",
-    "sdar": "auxiliary", "stepopsd": "factor",
+    "rrpo": "base", "sdar": "auxiliary", "srpo": "base", "stepopsd": "factor",
 }  # fmt: skip
 
 

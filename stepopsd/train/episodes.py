@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
+from stepopsd.credit.plan import Question
 from stepopsd.envs.alfworld import AlfworldEnv, list_tasks
 from stepopsd.envs.base import EnvPool, Task
 from stepopsd.envs.games.bundle import bundled_root
 from stepopsd.envs.games.preflight import require_games
 from stepopsd.envs.pool import InlinePool, ProcessPool
 from stepopsd.rollout.contexts import ContextPolicy, DialogueContext, TurnContext
+from stepopsd.rollout.engines.base import Sampling, call_seed
 from stepopsd.rollout.engines.transformers import TransformersEngine
 from stepopsd.rollout.limits import Limits
-from stepopsd.rollout.loop import group_jobs, run_episodes
+from stepopsd.rollout.loop import Job, group_jobs, run_episodes
 from stepopsd.rollout.records import Trajectory
 from stepopsd.train.config import EnvConfig, RunConfig
 from stepopsd.train.format import chat_of, check_history, prompting_of
@@ -71,10 +73,20 @@ class Episodes:
         Raises:
             RuntimeError: Too many of them lost the retriever.
         """
+        played = self.play_jobs(group_jobs(tasks, seeds, members), temperature=temperature, progress=progress)
+        self.require_infrastructure(played)
+        return played
+
+    def play_jobs(
+        self, jobs: Sequence[Job], *, temperature: float, progress: Callable[[int, int], None] | None = None
+    ) -> list[Trajectory]:
+        """The episodes of these jobs, in order; see ``run_episodes``."""
+        if not jobs:
+            return []
         if self._pool is None:
             self._pool = _make_pool(self._env, self.batch_size)
-        played = run_episodes(
-            group_jobs(tasks, seeds, members),
+        return run_episodes(
+            jobs,
             self._pool,
             self.engine,
             self.context,
@@ -83,8 +95,32 @@ class Episodes:
             admissible_only=self._env.invalid == "inadmissible",
             progress=progress,
         )
+
+    def require_infrastructure(self, played: Sequence[Trajectory]) -> None:
+        """Raises RuntimeError where too many of these episodes lost the retriever."""
         require_infrastructure(played, self._env)
-        return played
+
+    def ask(
+        self, questions: Sequence[Question], seeds: Sequence[tuple[int, int]]
+    ) -> list[tuple[str | None, int]]:
+        """Reply and number of its tokens; (None, 0) where the model can hold none of a question's wordings."""
+        chat = self.context.chat
+        out: list[tuple[str | None, int]] = [(None, 0)] * len(questions)
+        contexts: dict[int, list[int]] = {}
+        for i, question in enumerate(questions):
+            forms = (chat.opening(text) for text in question.texts)
+            fitting = (ids for ids in forms if len(ids) + question.max_tokens <= self.engine.max_context)
+            if ids := next(fitting, None):
+                contexts[i] = ids
+        # One call for all of a kind; in practice there is one.
+        for kind in sorted({(q.max_tokens, q.temperature) for q in questions}):
+            asked = [i for i in contexts if (questions[i].max_tokens, questions[i].temperature) == kind]
+            sampling = Sampling(*kind, chat.stop_ids)
+            noise = [call_seed("question", *seeds[i]) for i in asked]
+            replies = self.engine.generate([contexts[i] for i in asked], sampling, seeds=noise)
+            for i, reply in zip(asked, replies, strict=True):
+                out[i] = chat.text(reply.ids), len(reply.ids)
+        return out
 
     def close(self) -> None:
         """Stop the environment workers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from stepopsd.credit.grpo import group_normalize
+from stepopsd.credit.plan import Planned
 from stepopsd.envs.base import Task
 from stepopsd.rollout.records import UNUSABLE, Batch, Row, Trajectory
 from stepopsd.rollout.rows import build_rows, collate, with_copies
@@ -25,6 +27,7 @@ from stepopsd.train.evaluation import episodes_of_panel, panel, panel_of_update,
 from stepopsd.train.extras import Played
 from stepopsd.train.interrupts import Interrupts
 from stepopsd.train.metrics import JsonLines
+from stepopsd.train.plan import Conductor
 from stepopsd.train.policy import load_policy
 from stepopsd.train.progress import Progress
 from stepopsd.train.provenance import provenance
@@ -123,7 +126,13 @@ class Trainer:
 
     def _update(self, update: int) -> dict[str, Any]:
         started = time.perf_counter()
-        trajectories, failed = self._play(update)
+        conductor, planned = self._play(update)
+        trajectories = conductor.trained(planned)
+        if not trajectories:
+            raise RuntimeError(
+                f"no episode of update {update} can be trained on; the first ended with "
+                f"{conductor.trajectories[0].status}: {conductor.trajectories[0].error}"
+            )
         played = time.perf_counter()
         rows = build_rows(trajectories, span=self.config.credit.span)
         rows = with_copies(rows, self.config.optim.duplicate_rows_to, f"copies/{self.config.seed}/{update}")
@@ -133,8 +142,9 @@ class Trainer:
         ).to(self.policy.device)
         plain = self._scalar_advantages(batch, update)
         base = self.credit.base(plain, Played(self.config, self.policy, batch, rows, trajectories), update)
-        seen = _rollout_metrics(trajectories, batch, plain)
-        self._generated += seen["tokens/generated"]
+        seen = _rollout_metrics(conductor, batch, plain) | dict(planned.metrics)
+        groups = torch.unique(batch.group_ids).numel()
+        self._generated += conductor.generated
         if self.config.credit.dynamic_sampling == "drop":
             keep = _rows_of_live_groups(base.advantages, batch.group_ids)
             batch, base, plain, rows = batch.select(keep), base.select(keep), plain[keep], [rows[i] for i in keep]
@@ -157,9 +167,9 @@ class Trainer:
             "teacher_seconds": shaped - scored,
             "train_seconds": ended - shaped + scored - played,
             "sampler_gap_max": old_gap if gap is None else gap,
-            "env_failures": failed,
+            "env_failures": conductor.failures,
             **seen,
-            "kept_groups": torch.unique(batch.group_ids).numel() / self.config.rollout.groups,
+            "kept_groups": torch.unique(batch.group_ids).numel() / groups,
             "shaped/std": _spread(batch.advantages[batch.response_mask]),
             **losses,
             **result.metrics,
@@ -169,17 +179,16 @@ class Trainer:
         self.metrics.append(record)
         return record
 
-    def _play(self, update: int) -> tuple[list[Trajectory], int]:
+    def _play(self, update: int) -> tuple[Conductor, Planned]:
         groups = self.config.rollout.groups
         tasks = tasks_of_update(self.tasks, update, groups, self.config.seed)
         seeds = [episode_seed(self.config.seed, update, g) for g in range(groups)]
-        played = self.episodes.play(
-            tasks, seeds, self.config.rollout.group_size, temperature=self.config.rollout.temperature
-        )
-        usable = [t for t in played if t.turns and t.status not in UNUSABLE]
-        if not usable:
-            raise RuntimeError(f"every episode of update {update} failed in the environment; first: {played[0].status}")
-        return usable, len(played) - len(usable)
+        conductor = Conductor(
+            self.episodes, tasks, seeds,
+            temperature=self.config.rollout.temperature, delimiter=self.credit.step_delimiter,
+        )  # fmt: skip
+        rng = random.Random(f"{self.config.seed}/{update}/plan")
+        return conductor, conductor.carry_out(self.credit.plan(groups, self.config.rollout.group_size, rng))
 
     def _scalar_advantages(self, batch: Batch, update: int) -> Tensor:
         credit = self.config.credit
@@ -323,20 +332,26 @@ def _spread(values: Tensor) -> float:
     return float(values.std(unbiased=False)) if values.numel() else 0.0
 
 
-def _rollout_metrics(trajectories: list[Trajectory], batch: Batch, plain: Tensor) -> dict[str, Any]:
+def _rollout_metrics(conductor: Conductor, batch: Batch, plain: Tensor) -> dict[str, Any]:
+    """About the first round's usable attempts, a fair sample of the policy, and about all that was sampled."""
+    first = [conductor.trajectories[i] for i in conductor.first]
+    trajectories = [t for t in first if t.turns and t.status not in UNUSABLE]
     turns = sum(len(t.turns) for t in trajectories)
     groups = torch.unique(batch.group_ids)
     mixed = [g for g in groups if batch.success[batch.group_ids == g].float().std(unbiased=False) > 0]
-    responses = batch.response_mask
+    count = max(1, len(trajectories))
+    trained = int(batch.response_mask.sum())
     return {
-        "success": sum(t.success for t in trajectories) / len(trajectories),
-        "reward_mean": sum(t.reward for t in trajectories) / len(trajectories),
-        "turns_mean": turns / len(trajectories),
+        "success": sum(t.success for t in trajectories) / count,
+        "reward_mean": sum(t.reward for t in trajectories) / count,
+        "turns_mean": turns / count,
         "invalid_share": sum(t.invalid_turns for t in trajectories) / max(1, turns),
-        "context_limit_share": sum(t.status == "context_limit" for t in trajectories) / len(trajectories),
+        "context_limit_share": sum(t.status == "context_limit" for t in trajectories) / count,
         "mixed_groups": len(mixed) / groups.numel(),
         "advantage/std": plain.std(unbiased=False),
-        "tokens/generated": int(responses.sum()),
+        "tokens/generated": conductor.generated,
+        "tokens/generated_per_trained": conductor.generated / max(1, trained),
+        **{f"dropped/{reason}": count for reason, count in sorted(conductor.dropped.items())},
         **_means(trajectories),
     }
 

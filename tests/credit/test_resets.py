@@ -117,6 +117,36 @@ def test_code_takes_the_first_failure_out_of_the_fresh_group():
     assert late.roles == ["fresh"] * 4 + ["dropped", "parent"]
 
 
+@pytest.mark.parametrize("parents", ["iid", "code"])
+@pytest.mark.parametrize("outcomes", ["oxxooooooooooo", "o" * 20, "x" * 20, "ooooooooxx", "xxxxoooooooo"])
+def test_asking_for_what_is_missing_never_samples_too_much(parents, outcomes):
+    options = ResetOptions(parents=parents, n_parents=2)
+    one_by_one = fill(options, outcomes)
+    intake, left = Intake(options), iter(outcomes)
+    while intake.wants_more:
+        for _ in range(intake.missing):
+            intake.add(failed=next(left) == "x", steps=3)
+    assert intake.roles == one_by_one.roles
+    assert intake.missing == 0
+
+
+def test_an_attempt_that_broke_is_neither_fresh_nor_a_parent():
+    intake = Intake(ResetOptions(n_fresh=2, n_probes=1))
+    for usable in (False, True, False):
+        intake.add(failed=usable is False, steps=3, usable=usable)
+    assert (intake.roles, intake.parents(random.Random(0))) == (["dropped", "fresh", "dropped"], [])
+    code = Intake(ResetOptions(n_fresh=2, parents="code"))
+    for failed, usable in ((True, False), (True, True), (False, True), (False, True)):
+        code.add(failed=failed, steps=3, usable=usable)
+    assert (code.roles, code.parents(random.Random(0))) == (["dropped", "parent", "fresh", "fresh"], [1])
+
+
+def test_trajectories_have_one_vote_each():
+    rewards, groups = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.5, 0.7]), torch.tensor([0] * 4 + [1] * 2)
+    got = population_normalize(rewards, groups, torch.tensor([5, 5, 5, 2, 7, 8]))
+    assert got.tolist() == pytest.approx([1, 1, 1, -1, -1, 1])
+
+
 def test_an_attempt_without_steps_is_never_a_parent():
     for parents in ("iid", "code"):
         intake = fill(ResetOptions(parents=parents), "x" * 20, steps=0)
@@ -128,7 +158,7 @@ def test_the_cut_lies_right_before_the_chosen_step():
     intake = fill(ResetOptions(), "oxoo")
     ends = [[5, 9, 14]] * 4
     for step, cut in ((1, 0), (2, 5), (3, 9), (99, 9), (-1, 0)):
-        plan = plan_resets(intake, ends, lambda attempt, n, step=step: step, random.Random(0), first_group=6)
+        plan = plan_resets(intake, [1], ends, lambda attempt, n, step=step: step, first_group=6)
         (c,) = plan.continuations
         assert (c.row, c.cut, c.count, c.kind, c.group) == (1, cut, 4, "reset", 6)
         assert plan.steps == [min(max(step, 1), 3)]
@@ -141,14 +171,14 @@ def test_uniform_steps_cover_all_steps_evenly():
 
 
 def test_without_a_failure_the_fresh_group_takes_all():
-    plan = plan_resets(fill(ResetOptions(), "o" * 12), [[3]] * 12, uniform_step(random.Random(0)), random.Random(0))
+    plan = plan_resets(fill(ResetOptions(), "o" * 12), [], [[3]] * 12, uniform_step(random.Random(0)))
     assert (plan.continuations, plan.top_up) == ([], 4)
 
 
 def test_sizes_are_free():
     options = ResetOptions(n_fresh=0, n_reset=8, n_parents=2, parents="code")
     intake = fill(options, "oxox")
-    plan = plan_resets(intake, [[2, 4]] * 4, uniform_step(random.Random(1)), random.Random(1))
+    plan = plan_resets(intake, intake.parents(random.Random(1)), [[2, 4]] * 4, uniform_step(random.Random(1)))
     assert intake.roles == ["dropped", "parent", "dropped", "parent"]
     assert [(c.row, c.count, c.group) for c in plan.continuations] == [(1, 4, 1), (3, 4, 2)]
 
@@ -207,12 +237,12 @@ def test_wrong_options_are_named(options, message):
 
 def test_wrong_plans_are_named():
     with pytest.raises(ValueError, match="intake must be complete"):
-        plan_resets(Intake(ResetOptions()), [], uniform_step(random.Random(0)), random.Random(0))
+        plan_resets(Intake(ResetOptions()), [], [], uniform_step(random.Random(0)))
     done = fill(ResetOptions(), "xooo")
     with pytest.raises(ValueError, match="step_ends must hold 4 attempts, got 1"):
-        plan_resets(done, [[1]], uniform_step(random.Random(0)), random.Random(0))
+        plan_resets(done, [0], [[1]], uniform_step(random.Random(0)))
     with pytest.raises(ValueError, match="step_ends of attempt 0 must rise"):
-        plan_resets(done, [[3, 2]] * 4, uniform_step(random.Random(0)), random.Random(0))
+        plan_resets(done, [0], [[3, 2]] * 4, uniform_step(random.Random(0)))
     with pytest.raises(ValueError, match="no attempt is wanted"):
         done.add(failed=True, steps=1)
     with pytest.raises(ValueError, match="count must be at least 1"):
