@@ -12,20 +12,23 @@ from torch import Tensor
 from stepopsd.credit.base import CreditInputs, CreditMethod, CreditResult, broadcast_advantages, register
 from stepopsd.ops.oar_reshape import oar_reshape
 
-SCORES = "outcome_scores"
+#: Extras: (N, T) float32, NaN where a token was not scored.
+BY_REPLACEMENT, BY_GRADIENT = "outcome_by_replacement", "outcome_by_gradient"
 
 
 @dataclass(frozen=True)
 class Oar(CreditMethod):
-    """Bi-level reshaping of the scores in ``extras["outcome_scores"]``, (N, T), NaN where a token was not scored.
+    """Bi-level reshaping of outcome scores: ``oar_p`` gets them by replacing tokens, ``oar_g`` by one gradient.
 
     A row's advantage mass stays what it was: weights have the mean 1 over the scored tokens and are 1 elsewhere. Equal
     scores, and rows without any, leave GRPO.
 
     Attributes:
+        scores: Name of the extra that holds them.
         quantile, beta, floor, cut, preserve, min_tokens: See ``stepopsd.ops.oar_reshape``.
     """
 
+    scores: str = BY_GRADIENT
     quantile: float = 0.25
     beta: float = 1.0
     floor: float = 0.1
@@ -34,11 +37,11 @@ class Oar(CreditMethod):
     min_tokens: int = 4
 
     def needs(self, update: int) -> frozenset[str]:
-        return frozenset((SCORES,))
+        return frozenset((self.scores,))
 
     def assign(self, inputs: CreditInputs) -> CreditResult:
         plain = broadcast_advantages(inputs.advantages, inputs.response_mask)
-        scores = inputs.extras[SCORES]
+        scores = inputs.extras[self.scores]
         scored = ~scores.isnan() & inputs.response_mask
         weights = oar_reshape(
             scores, scored, quantile=self.quantile, beta=self.beta, floor=self.floor, cut=self.cut,
@@ -83,8 +86,18 @@ def correlation(x: Tensor, y: Tensor) -> Tensor:
     return torch.where(scale > 0, (x * y).sum() / scale.clamp(min=torch.finfo(torch.float64).tiny), 0)
 
 
-@register("oar")
-def build(options: Mapping[str, Any]) -> Oar:
-    """OAR from the ``credit`` section; its scorer's options are the trainer's."""
+def _build(options: Mapping[str, Any], scores: str) -> Oar:
     own = options["oar"]
-    return Oar(**{name: own[name] for name in ("quantile", "beta", "floor", "cut", "preserve", "min_tokens")})
+    return Oar(scores, **{name: own[name] for name in ("quantile", "beta", "floor", "cut", "preserve", "min_tokens")})
+
+
+@register("oar_p")
+def build_p(options: Mapping[str, Any]) -> Oar:
+    """OAR with scores by replacement, from the ``credit`` section; the scorer's own options are the trainer's."""
+    return _build(options, BY_REPLACEMENT)
+
+
+@register("oar_g")
+def build_g(options: Mapping[str, Any]) -> Oar:
+    """OAR with scores by gradient, from the ``credit`` section; the scorer's own options are the trainer's."""
+    return _build(options, BY_GRADIENT)

@@ -16,7 +16,7 @@ from stepopsd.credit.plan import Plan, plain_plan
 from stepopsd.train import outcome as outcome  # registers what it provides
 from stepopsd.train.config import RunConfig
 from stepopsd.train.config_io import to_tree
-from stepopsd.train.extras import Played, gather
+from stepopsd.train.extras import Played, gather, require
 from stepopsd.train.hindsight_metrics import hindsight_metrics
 from stepopsd.train.policy import Policy, Readout
 from stepopsd.train.teacher import Teacher, TeacherScores
@@ -171,6 +171,8 @@ class Credit:
         self.config, self.policy = config, policy
         options = to_tree(config.credit)
         self.parts = [Part(n, create(n, options), self._teacher(n)) for n in config.credit.names]
+        for part in self.parts:
+            require(part.name, part.method.needs(1), policy)
 
     @property
     def snapshot(self) -> Policy | None:
@@ -223,6 +225,7 @@ class Credit:
         for part in self.parts:
             if part.method.role == "base" or not len(advantages):
                 continue  # without rows there is nobody to ask
+            played = replace(played, wanted=(advantages != 0).any(1))
             scores = self._ask(part, advantages, played, update)
             inputs = self._inputs(part, advantages, scores, played, update)
             opinions.append(Opinion(part, inputs, scores, part.method.assign(inputs)))

@@ -136,17 +136,16 @@ class OarConfig:
     """Outcome-grounded reshaping.
 
     Attributes:
-        scorer: ``gradient`` (OAR-G) or ``perturbation`` (OAR-P: a forward pass per reasoning token).
         probe: ``last``: the next-token distribution where the answer begins; ``answer_mean``: that of the mean logits
-            over the answer; ``answer_joint``: the answer's mean log-prob.
-        sigma, draws, seed: Noise of the gradient scorer on embeddings; 0 with ``answer_joint`` only.
-        reduce: ``abs_dot`` of gradient and embedding, or ``l2`` norm of the gradient.
-        stride: The perturbation scorer replaces every so-manieth reasoning token only, an approximation above 1.
+            over the answer; ``answer_joint``: the answer's mean log-prob. ``auto`` is ``last`` for oar_p and
+            ``answer_mean`` for oar_g.
+        sigma, draws, seed: Noise of oar_g on embeddings; sigma 0 with ``answer_joint`` only.
+        reduce: ``abs_dot`` of gradient and embedding, or ``l2`` norm of the gradient (oar_g).
+        stride: oar_p replaces every so-manieth reasoning token only, an approximation above 1.
         quantile, beta, floor, cut, preserve, min_tokens: See ``stepopsd.ops.oar_reshape``.
     """
 
-    scorer: Literal["gradient", "perturbation"] = "gradient"
-    probe: Literal["last", "answer_mean", "answer_joint"] = "answer_mean"
+    probe: Literal["auto", "last", "answer_mean", "answer_joint"] = "auto"
     sigma: float = 1e-3
     draws: int = 1
     seed: int = 0
@@ -160,8 +159,7 @@ class OarConfig:
     min_tokens: int = 4
 
     def __post_init__(self) -> None:
-        choice("credit.oar.scorer", self.scorer, ("gradient", "perturbation"))
-        choice("credit.oar.probe", self.probe, ("last", "answer_mean", "answer_joint"))
+        choice("credit.oar.probe", self.probe, ("auto", "last", "answer_mean", "answer_joint"))
         choice("credit.oar.reduce", self.reduce, ("abs_dot", "l2"))
         choice("credit.oar.cut", self.cut, ("quantile", "absolute"))
         closed("credit.oar.sigma", self.sigma, 0.0, 1.0, low_open=self.probe != "answer_joint")
@@ -172,6 +170,10 @@ class OarConfig:
         closed("credit.oar.beta", self.beta, 0.0, 1e6)
         closed("credit.oar.floor", self.floor, 0.0, 1.0, low_open=True)
         closed("credit.oar.min_tokens", self.min_tokens, 0, 1 << 30)
+
+    def probe_or(self, own: Literal["last", "answer_mean"]) -> str:
+        """``probe``, ``auto`` being the scorer's own."""
+        return own if self.probe == "auto" else self.probe
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,8 +327,8 @@ class CreditConfig:
 
 #: Every method, and what it is: see ``CreditMethod.role``.
 METHODS = {
-    "appo_future": "factor", "grpo": "base", "oar": "factor", "opsd": "auxiliary", "rlsd": "factor",
-    "rrpo": "base", "sdar": "auxiliary", "srpo": "base", "stepopsd": "factor",
+    "appo_future": "factor", "grpo": "base", "oar_g": "factor", "oar_p": "factor", "opsd": "auxiliary",
+    "rlsd": "factor", "rrpo": "base", "sdar": "auxiliary", "srpo": "base", "stepopsd": "factor",
 }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ class Played:
     Attributes:
         rows: N rows in the order of the batch.
         trajectories: What ``Row.trajectory`` indexes.
+        wanted: (N,) bool, rows that have an advantage; others need no extras. None wants all.
     """
 
     config: RunConfig
@@ -26,20 +27,34 @@ class Played:
     batch: Batch
     rows: Sequence[Row]
     trajectories: Sequence[Trajectory]
+    wanted: Tensor | None = None
 
 
 #: Name in ``CreditMethod.needs`` -> function that computes it, a tensor whose first axis is N.
 PROVIDERS: dict[str, Callable[[Played], Tensor]] = {}
+#: The same names -> function that says what a policy lacks for it, in words that follow "needs"; "" for nothing.
+LACKS: dict[str, Callable[[Policy], str]] = {}
 
 
-def provide(name: str) -> Callable[[Callable[[Played], Tensor]], Callable[[Played], Tensor]]:
-    """Register a provider under ``name``."""
+def provide(
+    name: str, *, lacks: Callable[[Policy], str] | None = None
+) -> Callable[[Callable[[Played], Tensor]], Callable[[Played], Tensor]]:
+    """Register a provider under ``name``, and what it asks of a policy."""
 
     def add(function: Callable[[Played], Tensor]) -> Callable[[Played], Tensor]:
         PROVIDERS[name] = function
+        if lacks is not None:
+            LACKS[name] = lacks
         return function
 
     return add
+
+
+def require(method: str, names: Iterable[str], policy: Policy) -> None:
+    """Raise ValueError, before any work starts, where the policy lacks what an extra of the method takes."""
+    for name in sorted(names):
+        if lacking := LACKS.get(name, lambda _: "")(policy):
+            raise ValueError(f"credit.name {method} needs {lacking}")
 
 
 def gather(names: Iterable[str], played: Played) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import torch
 
 from stepopsd import grpo_loss
 from stepopsd.credit import create
-from stepopsd.credit.oar import SCORES, Oar, correlation
+from stepopsd.credit.oar import BY_GRADIENT, Oar, correlation
 from tests.credit.test_stepopsd import inputs, plain
 
 
@@ -18,13 +18,13 @@ def scored(seed=0, share=0.8):
     rng = torch.Generator().manual_seed(seed)
     scores = torch.rand(x.response_mask.shape, generator=rng) ** 3
     scores[~x.response_mask | (torch.rand(scores.shape, generator=rng) > share)] = torch.nan
-    return replace(x, extras={SCORES: scores})
+    return replace(x, extras={BY_GRADIENT: scores})
 
 
 def test_mass_and_signs_stay():
     x = scored()
     result = Oar().assign(x)
-    inside = ~x.extras[SCORES].isnan() & x.response_mask
+    inside = ~x.extras[BY_GRADIENT].isnan() & x.response_mask
     torch.testing.assert_close(
         (result.advantages * inside).sum(1), (plain(x) * inside).sum(1), atol=1e-6, rtol=1e-6
     )
@@ -37,7 +37,7 @@ def test_mass_and_signs_stay():
 
 def test_equal_scores_give_the_loss_of_grpo():
     x = scored()
-    same = replace(x, extras={SCORES: torch.full_like(x.old_logprobs, 3e-7)})
+    same = replace(x, extras={BY_GRADIENT: torch.full_like(x.old_logprobs, 3e-7)})
     rng = torch.Generator().manual_seed(0)
     ids = torch.randint(50, x.response_mask.shape, generator=rng)
     losses, gradients = [], []
@@ -53,11 +53,11 @@ def test_equal_scores_give_the_loss_of_grpo():
 
 def test_rows_without_scores_are_those_of_grpo():
     x = scored()
-    x.extras[SCORES][1:] = torch.nan
+    x.extras[BY_GRADIENT][1:] = torch.nan
     result = Oar().assign(x)
     assert torch.equal(result.advantages[1:], plain(x)[1:])
     assert result.metrics["oar/rows"] == 1
-    nothing = replace(x, extras={SCORES: torch.full_like(x.old_logprobs, torch.nan)})
+    nothing = replace(x, extras={BY_GRADIENT: torch.full_like(x.old_logprobs, torch.nan)})
     assert Oar().assign(nothing).metrics == {"oar/rows": 0}
 
 
