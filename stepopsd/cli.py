@@ -1,4 +1,4 @@
-"""The command line: stepopsd train | eval | demo | bench | report | doctor | games | study | retriever | data."""
+"""The command line: stepopsd train | eval | sft | demo | bench | report | doctor | games | study | retriever | data."""
 
 from __future__ import annotations
 
@@ -37,6 +37,17 @@ def evaluate(args: Sequence[str]) -> int:
     from stepopsd.experiments.evaluate import evaluate
 
     print(f"\nwritten to {evaluate(_resolved(args, 'stepopsd eval').config)}")
+    return 0
+
+
+def sft(args: Sequence[str]) -> int:
+    """Warm start: train a model on an expert's episodes, with the prompts, records and masks of the run to come."""
+    from stepopsd.experiments.expert_sft import SftRun, warm_start_on_expert
+    from stepopsd.experiments.preset import from_arguments
+
+    resolved, rest = from_arguments(args)
+    chosen = _tyro().cli(SftRun, default=SftRun(resolved.config), args=rest, prog="stepopsd sft")
+    warm_start_on_expert(chosen.run, chosen.sft)
     return 0
 
 
@@ -127,6 +138,7 @@ def data(args: Sequence[str]) -> int:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "eval": evaluate,
+    "sft": sft,
     "demo": demo,
     "bench": bench,
     "report": report,

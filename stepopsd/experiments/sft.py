@@ -12,13 +12,15 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from stepopsd.experiments.fit_state import FitState
+
 
 @dataclass(frozen=True, slots=True)
 class WeightedRow:
     """One training sequence: ``weights[t]`` multiplies the loss of predicting ``ids[t]`` from what precedes it."""
 
-    ids: list[int]
-    weights: list[float]
+    ids: Sequence[int]
+    weights: Sequence[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +65,8 @@ def weighted_loss(
     """
     width = max(len(row.ids) for row in batch)
     device = model.device
-    ids = torch.tensor([row.ids + [pad_id] * (width - len(row.ids)) for row in batch], device=device)  # (B, T)
-    weights = torch.tensor([row.weights + [0.0] * (width - len(row.ids)) for row in batch], device=device)
+    ids = torch.tensor([[*row.ids, *[pad_id] * (width - len(row.ids))] for row in batch], device=device)  # (B, T)
+    weights = torch.tensor([[*row.weights, *[0.0] * (width - len(row.ids))] for row in batch], device=device)
     hidden = model.base_model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state  # (B, T-1, H)
     keep = weights[:, 1:] > 0  # rows of the LM head that count
     logits = model.get_output_embeddings()(hidden[keep]).float()  # (K, V)
@@ -80,12 +82,14 @@ def fit(
     *,
     pad_id: int,
     say: Callable[[str], None] = print,
+    state: FitState | None = None,
 ) -> list[float]:
-    """Train in place; the same rows and config give the same parameters on the same machine.
+    """Train in place; the same rows and config give the same parameters on the same machine, cut short or not.
 
     Args:
         rows: At least one; rows whose weights are all zero are allowed and teach nothing.
         say: Receives a progress line about every ten seconds.
+        state: Where to go on from, if there is something, and to write to.
 
     Returns:
         The weighted mean loss of every optimiser step.
@@ -101,10 +105,10 @@ def fit(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay
     )
-    losses: list[float] = []
+    losses = state.load(model, optimizer) if state is not None else []
     model.train()
     start = spoken = time.monotonic()
-    for step, batch in enumerate(schedule):
+    for step, batch in enumerate(schedule[len(losses) :], start=len(losses)):
         for group in optimizer.param_groups:
             group["lr"] = config.lr * _schedule(step, config.warmup_steps, len(schedule))
         loss, weight = weighted_loss(model, batch, pad_id=pad_id)
@@ -113,6 +117,8 @@ def fit(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(float(loss.detach()) / max(weight, 1.0))
+        if state is not None:
+            state.step(model, optimizer, losses)
         if time.monotonic() - spoken > 10 or step + 1 == len(schedule):
             spoken = time.monotonic()
             say(f"step {step + 1}/{len(schedule)}  loss {_mean(losses[-20:]):.3f}  {spoken - start:.0f} s")
