@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stepopsd.retrieval.corpus import CorpusError, open_corpus, read_passages
 from stepopsd.retrieval.lexical import schema, tantivy
@@ -68,20 +68,22 @@ def build_index(
         raise ValueError(f"commit_every must be at least 1, got {commit_every}")
     if (folder / NAME).exists():
         check_corpus(folder, corpus)
-        return read_manifest(folder)
+        if (manifest := read_manifest(folder)).kind != "tantivy":
+            raise ValueError(f"{folder} holds a finished {manifest.kind} index: choose another folder")
+        return manifest
     package = tantivy()
     open_corpus(corpus).close()
     state = _open_state(folder)
     (folder / "tantivy").mkdir(parents=True, exist_ok=True)
     index = package.Index(schema(), path=str(folder / "tantivy"), sort_by_field="row")
     done = index.searcher().num_docs
-    expected = next((sha for rows, sha in state if rows == done), None)
-    if done and expected is None:
+    noted = next((commit for commit in state if commit.rows == done), None)
+    if done and noted is None:
         raise ValueError(
             f"{folder} is damaged: {done} passages were committed, {STATE} does not know of them; delete it"
         )
 
-    digest, read, skipped, rows = hashlib.sha256(), 0, 0, 0
+    digest, read, skipped, rows, total = hashlib.sha256(), 0, 0, 0, 0
 
     def note(line: bytes) -> None:
         nonlocal read
@@ -101,15 +103,19 @@ def build_index(
                 document = package.Document()
                 document.add_unsigned("row", rows - 1)
                 document.add_bytes("passage", json.dumps([passage.id, passage.title, passage.text]).encode())
-                document.add_text("words", " ".join(words(f"{passage.title} {passage.text}")))
+                found = words(f"{passage.title} {passage.text}")
+                total += len(found)
+                document.add_text("words", " ".join(found))
                 writer.add_document(document)
                 if rows % commit_every == 0:
-                    _commit(writer, folder, state, rows, digest.hexdigest())
-            elif rows == done and digest.hexdigest() != expected:
-                raise ValueError(
-                    f"{corpus} is not the corpus that the unfinished build in {folder} began with: its first {done} "
-                    "passages differ; use another folder or delete this one"
-                )
+                    _commit(writer, folder, state, _Commit(rows, total, digest.hexdigest()))
+            elif rows == done and noted is not None:
+                if digest.hexdigest() != noted.sha256:
+                    raise ValueError(
+                        f"{corpus} is not the corpus that the unfinished build in {folder} began with: its first "
+                        f"{done} passages differ; use another folder or delete this one"
+                    )
+                total = noted.words
             if rows % 10_000 == 0:
                 on_progress(Progress(rows, skipped, read))
         if not rows:
@@ -119,7 +125,7 @@ def build_index(
                 f"{corpus} has {rows} passages, fewer than the {done} that are indexed in {folder} already"
             )
         if rows > done:
-            _commit(writer, folder, state, rows, digest.hexdigest())
+            _commit(writer, folder, state, _Commit(rows, total, digest.hexdigest()))
     except BaseException:
         writer.rollback()  # to the last commit; leaving the writer to itself could commit what nothing is known of
         raise
@@ -127,27 +133,38 @@ def build_index(
         writer.wait_merging_threads()
     on_progress(Progress(rows, skipped, read))
     versions = {name: importlib.metadata.version(name) for name in ("tantivy", "stepopsd")}
-    manifest = Manifest("tantivy", rows, skipped, corpus.name, digest.hexdigest(), versions)
+    manifest = Manifest("tantivy", rows, skipped, corpus.name, digest.hexdigest(), versions, {"words": total})
     write_manifest(folder, manifest)
     (folder / STATE).unlink()
     return manifest
 
 
-def _open_state(folder: Path) -> list[tuple[int, str]]:
-    """Passages and digest of the corpus so far, for every commit that was made or about to be made."""
+class _Commit(NamedTuple):
+    """Passages and words that were committed, and the digest of the corpus so far."""
+
+    rows: int
+    words: int
+    sha256: str
+
+
+def _open_state(folder: Path) -> list[_Commit]:
+    """Every commit that was made or about to be made."""
     if not (folder / STATE).exists():
         if folder.exists() and any(folder.iterdir()):
             raise ValueError(f"{folder} is not empty and holds no index: choose a new folder")
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / STATE, [])
     try:
-        return [(int(rows), str(sha)) for rows, sha in json.loads((folder / STATE).read_text())]
+        stored = json.loads((folder / STATE).read_text())
+        if not isinstance(stored, dict):
+            return [_Commit(int(rows), int(total), str(sha)) for rows, total, sha in stored]
     except (ValueError, TypeError) as error:
         raise ValueError(f"{folder / STATE} is damaged ({error}): delete the folder") from None
+    raise ValueError(f"the unfinished build in {folder} is one of a dense index: choose another folder")
 
 
-def _commit(writer: Any, folder: Path, state: list[tuple[int, str]], rows: int, sha: str) -> None:
+def _commit(writer: Any, folder: Path, state: list[_Commit], new: _Commit) -> None:
     # The note goes first: a crash in between leaves a note without a commit, which nobody looks up.
-    state.append((rows, sha))
+    state.append(new)
     write_json(folder / STATE, state)
     writer.commit()

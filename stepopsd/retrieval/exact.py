@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +20,17 @@ K1, B = 1.2, 0.75
 MOST_PASSAGES = 200_000
 
 
+def length_norm(length: Any, mean: float) -> Any:
+    """k1 (1 - b + b |d| / mean |d|), of one length or an array of them."""
+    return K1 * (1 - B + B * length / mean)
+
+
+def contribution(counts: Any, norms: Any, holding: int, total: int) -> Any:
+    """What a word that ``holding`` of ``total`` passages hold, ``counts`` times each, adds to their scores."""
+    idf = math.log(1 + (total - holding + 0.5) / (holding + 0.5))
+    return idf * (K1 + 1) * counts / (counts + norms)
+
+
 class ExactIndex:
     """Scores every passage that shares a word with the query; no pruning, no rounding.
 
@@ -27,7 +40,6 @@ class ExactIndex:
     Args:
         passages: At most 200,000.
         max_query_words: Words of a query that count.
-        length: Rounds a passage's number of words, as engines do that store it in a byte; for tests.
 
     Raises:
         ValueError: no passages, too many, or two with the same id.
@@ -45,7 +57,6 @@ class ExactIndex:
         passages: Iterable[Passage],
         *,
         max_query_words: int = MAX_QUERY_WORDS,
-        length: Callable[[int], int] = lambda count: count,
     ) -> None:
         self._passages: list[Passage] = []
         self._max_query_words = max_query_words
@@ -71,11 +82,13 @@ class ExactIndex:
         if not self._passages:
             raise ValueError("the corpus holds no passage")
         self.fingerprint = f"exact-{digest.hexdigest()[:16]}"
-        # The mean is that of the true lengths also where single lengths are rounded, as in tantivy.
         mean = max(sum(lengths) / len(lengths), 1e-9)
-        norms = K1 * (1 - B + B * np.array([length(n) for n in lengths]) / mean)  # (passages,)
+        norms = length_norm(np.array(lengths), mean)  # (passages,)
         self._postings = {  # word -> rows (n,) int32, contributions (n,) float64
-            word: (np.array(found, np.int32), self._contribution(np.array(counts[word]), norms[found]))
+            word: (
+                np.array(found, np.int32),
+                contribution(np.array(counts[word]), norms[found], len(found), len(lengths)),
+            )
             for word, found in rows.items()
         }
 
@@ -100,8 +113,3 @@ class ExactIndex:
         scores = np.bincount(inverse, np.concatenate([scores for _, scores in found]))  # (rows,)
         best = np.lexsort((rows, -scores))[:k]
         return [replace(self._passages[rows[i]], score=float(scores[i])) for i in best]
-
-    def _contribution(self, counts: np.ndarray, norms: np.ndarray) -> np.ndarray:
-        holding, total = len(counts), len(self._passages)
-        idf = np.log(1 + (total - holding + 0.5) / (holding + 0.5))
-        return idf * (K1 + 1) * counts / (counts + norms)

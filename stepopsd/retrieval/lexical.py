@@ -1,22 +1,26 @@
-"""BM25 on disk with tantivy: mapped files, exact top-k, the same answers from every build of a corpus."""
+"""BM25 on disk with tantivy: mapped files, exact scores, the same answers from every build of a corpus."""
 
 from __future__ import annotations
 
+import heapq
 import json
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from stepopsd.retrieval.base import MAX_QUERY_WORDS, Passage, RetrieverError, check_request
+from stepopsd.retrieval.exact import contribution, length_norm
 from stepopsd.retrieval.manifest import read_manifest
-from stepopsd.retrieval.tokens import query_words
+from stepopsd.retrieval.tokens import query_words, words
 
 INSTALL_HINT = "pip install 'stepopsd[retrieval]'"
 RARE_SHARE = 0.01  #: a word in fewer of the passages than this may bring candidates in; commoner ones only add to them
 SMALL = 20_000  #: where fewer passages than this hold any of the words, all of them are scored
-_MOST_TIED = 2048  #: passages looked at to put those of equal score into corpus order
-_DECIMALS = 4  # of a score: the order in which fp32 contributions are added does not reach them
+MOST_RESCORED = 2048  #: passages of a query whose true score is computed; beyond, tantivy's decides which those are
+_SPARE = 2  # candidates beside the k best, which nearly every query can do with
+_FLOAT = 1 + 1e-5  # tantivy adds in fp32, in an order of its own
 
 
 def tantivy() -> Any:
@@ -40,9 +44,10 @@ def schema() -> Any:
 class TantivyIndex:
     """A folder made by ``stepopsd retriever build``. Opening maps its files; it can be read by many processes at once.
 
-    The scores are those of ``ExactIndex`` with passage lengths rounded as tantivy stores them (to 40 words exactly,
-    beyond to 3 significant bits), to four decimals. Common words are taken out of the search for candidates where
-    their largest contributions together cannot reach the k-th score (MaxScore), so the result stays exact.
+    Answers and scores are those of ``ExactIndex``, to the last bit. tantivy keeps passage lengths in a byte, rounded
+    down, so its score of a passage is never below the true one: candidates are taken in its order and rescored from
+    their text, until the k-th true score is above what tantivy gives to the next. Common words are left out of the
+    search for candidates where their largest contributions together cannot reach the last of them (MaxScore).
 
     Args:
         folder: The index.
@@ -64,6 +69,9 @@ class TantivyIndex:
         self.manifest = read_manifest(folder)
         if self.manifest.kind != "tantivy":
             raise ValueError(f"the index in {folder} is a {self.manifest.kind} index, not a tantivy one")
+        total = self.manifest.settings.get("words")
+        if not isinstance(total, int):
+            raise ValueError(f"the manifest of {folder} does not say how many words the index holds: build it anew")
         self.fingerprint = self.manifest.fingerprint
         self._max_query_words = max_query_words
         try:
@@ -78,6 +86,7 @@ class TantivyIndex:
             )
         self._schema = index.schema
         self._query, self._should, self._must = package.Query, package.Occur.Should, package.Occur.Must
+        self._mean = max(total / len(self), 1e-9)
         self._known = lru_cache(1 << 16)(self._look_up)
         self._largest = lru_cache(1 << 14)(self._find_largest)
 
@@ -90,23 +99,40 @@ class TantivyIndex:
         try:
             return [self._search(query, k) for query in queries]
         except (ValueError, OSError) as error:  # damaged or vanished files
-            raise RetrieverError(f"the index in memory failed: {error}") from error
+            raise RetrieverError(f"the index on disk failed: {error}") from error
 
     def _search(self, query: str, k: int) -> list[Passage]:
         found = [known for word in query_words(query, self._max_query_words) if (known := self._known(word))]
         if not found:
             return []
+        asked = [(word, holding) for holding, word, _ in found]  # in the query's order, as the sum is
         found.sort(key=lambda known: known[0])
-        limit = k + 1
+        limit, scored = k + _SPARE, dict[tuple[int, int], tuple[Passage, Any]]()
         while True:
             hits = self._best(found, limit)
-            scores = [round(score, _DECIMALS) for score, _ in hits]
-            if len(hits) < limit or scores[k - 1] != scores[-1] or limit >= _MOST_TIED:
+            if self._rescore(hits, asked, k, scored) or len(hits) < limit or limit == MOST_RESCORED:
                 break
-            limit *= 4  # the k-th has equals that were not looked at
-        rows = self._searcher.fast_field_values("row", [address for _, address in hits])
-        best = sorted(zip((-score for score in scores), rows, range(len(hits)), strict=True))[:k]
-        return [self._passage(hits[at][1], -score) for score, _, at in best]
+            limit = min(4 * limit, MOST_RESCORED)
+        passages, addresses = zip(*scored.values(), strict=True)
+        rows = self._searcher.fast_field_values("row", list(addresses))
+        best = sorted(zip(passages, rows, strict=True), key=lambda scored: (-scored[0].score, scored[1]))[:k]
+        return [passage for passage, _ in best]
+
+    def _rescore(
+        self, hits: list[tuple[float, Any]], asked: list[tuple[str, int]], k: int,
+        scored: dict[tuple[int, int], tuple[Passage, Any]],
+    ) -> bool:  # fmt: skip
+        """Add true scores to ``scored`` in the order of the hits; whether the k best are certain to be in it."""
+        best = heapq.nlargest(k, (passage.score for passage, _ in scored.values()))  # falling
+        for most, address in hits:
+            if len(best) == k and best[-1] > most * _FLOAT:
+                return True
+            at = (address.segment_ord, address.doc)
+            if at not in scored:
+                passage = self._passage(address, asked)
+                scored[at] = (passage, address)
+                best = heapq.nlargest(k, [*best, passage.score])
+        return False
 
     def _best(self, found: list[tuple[int, str, Any]], limit: int) -> list[tuple[float, Any]]:
         """The ``limit`` best hits. ``found`` is by rising number of passages that hold the word."""
@@ -148,6 +174,12 @@ class TantivyIndex:
         term = self._query.term_query(self._schema, "words", word, "freq")
         return self._searcher.search(term, 1, count=False).hits[0][0]
 
-    def _passage(self, address: Any, score: float) -> Passage:
+    def _passage(self, address: Any, asked: list[tuple[str, int]]) -> Passage:
+        """A stored passage with its score by the formula."""
         key, title, text = json.loads(self._searcher.doc(address)["passage"][0])
-        return Passage(key, title, text, score)
+        counts = Counter(found := words(f"{title} {text}"))
+        norm, score = length_norm(len(found), self._mean), 0.0
+        for word, holding in asked:
+            if word in counts:
+                score += contribution(counts[word], norm, holding, len(self))
+        return Passage(key, title, text, float(score))

@@ -12,7 +12,7 @@ from typing import Any
 
 from stepopsd.retrieval.corpus import open_corpus
 
-FORMAT = 1
+FORMAT = 2
 NAME = "manifest.json"
 
 
@@ -27,7 +27,8 @@ class Manifest:
         corpus: File name of the corpus.
         corpus_sha256: Of the corpus's bytes, decompressed.
         versions: Of the packages that wrote it.
-        settings: What else decides the answers, e.g. the encoder of a dense index.
+        settings: What else decides the answers: how many words a tantivy index holds, the encoder of a dense one.
+        encoder: Where the encoder of a dense index was; which one it is, the settings say.
         format: Of the folder; other numbers are refused.
     """
 
@@ -38,6 +39,7 @@ class Manifest:
     corpus_sha256: str
     versions: dict[str, str]
     settings: dict[str, Any] = field(default_factory=dict)
+    encoder: str = ""
     format: int = FORMAT
 
     @property

@@ -31,12 +31,12 @@ class Interrupted(Exception):
 def interrupt_at(rows, monkeypatch, *, after_commit=True):
     commit = building._commit
 
-    def wrapper(writer, folder, state, done, sha):
-        if done == rows and not after_commit:
-            building.write_json(folder / building.STATE, [*state, (done, sha)])
+    def wrapper(writer, folder, state, new):
+        if new.rows == rows and not after_commit:
+            building.write_json(folder / building.STATE, [*state, new])
             raise Interrupted
-        commit(writer, folder, state, done, sha)
-        if done == rows:
+        commit(writer, folder, state, new)
+        if new.rows == rows:
             raise Interrupted
 
     monkeypatch.setattr(building, "_commit", wrapper)
