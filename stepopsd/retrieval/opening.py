@@ -9,7 +9,15 @@ from stepopsd.retrieval.base import Passage, Retriever
 from stepopsd.retrieval.exact import ExactIndex
 
 
-def open_retriever(spec: str | Path | Sequence[Passage], *, corpus: str | Path | None = None) -> Retriever:
+def open_retriever(
+    spec: str | Path | Sequence[Passage],
+    *,
+    corpus: str | Path | None = None,
+    encoder: str | Path | None = None,
+    device: str = "cpu",
+    timeout_s: float = 10.0,
+    deadline_s: float = 60.0,
+) -> Retriever:
     """A retriever that is ready to answer; what cannot work fails here, before training starts.
 
     Args:
@@ -20,6 +28,10 @@ def open_retriever(spec: str | Path | Sequence[Passage], *, corpus: str | Path |
             - a ``.jsonl`` or ``.jsonl.gz`` corpus, or a list of passages: exact BM25 in memory, at most 200,000
               passages, a second for about 30,000.
         corpus: Refuse an index that was not made from this file.
+        encoder: Of a dense index, where it is not where it was when the index was built; the same weights are required.
+        device: Of that encoder.
+        timeout_s: For one request to a server.
+        deadline_s: For one ``search`` at a server, tries and pauses included.
 
     Raises:
         FileNotFoundError: no such file or no index there.
@@ -36,25 +48,27 @@ def open_retriever(spec: str | Path | Sequence[Passage], *, corpus: str | Path |
         from stepopsd.retrieval.manifest import check_corpus
 
         if folder is None or not folder.is_dir():
-            raise ValueError(f"corpus can be compared with an index folder only, got the retriever {spec!r}")
+            given = "a list of passages" if folder is None else f"the retriever {str(spec)!r}"
+            raise ValueError(f"corpus can be compared with an index folder only, got {given}")
         check_corpus(folder, corpus)
     if folder is None:
         return ExactIndex(spec)  # type: ignore[arg-type]
     if str(spec).startswith(("http://", "https://")):
         from stepopsd.retrieval.client import HttpRetriever
 
-        return HttpRetriever([url.strip() for url in str(spec).split(",") if url.strip()])
+        urls = [url.strip() for url in str(spec).split(",") if url.strip()]
+        return HttpRetriever(urls, timeout_s=timeout_s, deadline_s=deadline_s)
     if folder.name.endswith((".jsonl", ".jsonl.gz")):
         return ExactIndex.from_file(folder)
     if folder.is_dir():
-        return open_index(folder)
+        return open_index(folder, encoder=encoder, device=device)
     raise ValueError(
         "retriever must be an index folder, http://host:port, a .jsonl or .jsonl.gz corpus or a list of passages, "
         f"got {str(spec)!r}"
     )
 
 
-def open_index(folder: str | Path) -> Retriever:
+def open_index(folder: str | Path, *, encoder: str | Path | None = None, device: str = "cpu") -> Retriever:
     """Open an index folder by its kind. Raises FileNotFoundError, ValueError or ImportError."""
     from stepopsd.retrieval.lexical import TantivyIndex
     from stepopsd.retrieval.manifest import read_manifest
@@ -62,4 +76,8 @@ def open_index(folder: str | Path) -> Retriever:
     kind = read_manifest(folder).kind
     if kind == "tantivy":
         return TantivyIndex(folder)
+    if kind == "faiss":
+        from stepopsd.retrieval.dense import FaissIndex
+
+        return FaissIndex(folder, encoder=encoder, device=device)
     raise ValueError(f"the index in {folder} is of the unknown kind {kind!r}")
