@@ -104,18 +104,13 @@ def study(args: Sequence[str]) -> int:
 
 def retriever(args: Sequence[str]) -> int:
     """Passages for Search-QA: build | serve | search | probe."""
-    from stepopsd.retrieval import RetrieverError
     from stepopsd.retrieval.commands import build, probe, search, serve_index
 
     commands: dict[str, Callable[..., Any]] = {"build": build, "serve": serve_index, "search": search, "probe": probe}
     if not args or args[0] not in commands:
         print("usage: stepopsd retriever {build,serve,search,probe} [--help]", file=sys.stderr)
         return 2
-    try:
-        _typed(commands[args[0]], args[1:], f"stepopsd retriever {args[0]}")
-    except RetrieverError as error:
-        print(f"stepopsd retriever {args[0]}: {error}", file=sys.stderr)
-        return 1
+    _typed(commands[args[0]], args[1:], f"stepopsd retriever {args[0]}")
     return 0
 
 
@@ -159,6 +154,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return COMMANDS[args[0]](args[1:])
     except (ValueError, FileNotFoundError, ImportError, FloatingPointError) as error:
+        print(f"stepopsd {args[0]}: {error}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        from stepopsd.retrieval import RetrieverError
+
+        if not isinstance(error, RetrieverError):
+            raise
         print(f"stepopsd {args[0]}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stopped:

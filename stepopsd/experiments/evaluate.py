@@ -49,6 +49,7 @@ def evaluate(config: RunConfig, *, say: Callable[[str], None] = print) -> Path:
     from stepopsd.train.episodes import tasks_of
     from stepopsd.train.evaluation import panel_of_update, play_panel
     from stepopsd.train.provenance import provenance
+    from stepopsd.train.search import retriever_facts
 
     out = Path(config.run_dir)
     if (out / "metrics.jsonl").exists() or (out / "checkpoints").exists():
@@ -61,7 +62,9 @@ def evaluate(config: RunConfig, *, say: Callable[[str], None] = print) -> Path:
     for stale in (EPISODES, SUMMARY, SEARCH_TABLE):
         (out / stale).unlink(missing_ok=True)
     (out / "config.yaml").write_text(dump_config(config))
-    (out / "environment.json").write_text(json.dumps(provenance(model), indent=2) + "\n")
+    (out / "environment.json").write_text(
+        json.dumps(provenance(model) | retriever_facts(episodes.retriever), indent=2) + "\n"
+    )
     records: list[Record] = []
     try:
         for name, tasks in panels.items():
@@ -83,11 +86,13 @@ def evaluate(config: RunConfig, *, say: Callable[[str], None] = print) -> Path:
 def _player(config: RunConfig) -> tuple[Any, Any]:
     from stepopsd.train.episodes import Episodes
     from stepopsd.train.policy import load_policy
+    from stepopsd.train.search import search_retriever
     from stepopsd.train.trainer import device_of
 
+    retriever = search_retriever(config.env)
     policy = load_policy(config.model, device_of(config.device))
     policy.model.eval()
-    return Episodes(config, policy), policy.model
+    return Episodes(config, policy, retriever), policy.model
 
 
 def _tenths(name: str, say: Callable[[str], None]) -> Callable[[int, int], None]:

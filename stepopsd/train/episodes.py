@@ -11,6 +11,8 @@ from stepopsd.envs.base import EnvPool, Task
 from stepopsd.envs.games.bundle import bundled_root
 from stepopsd.envs.games.preflight import require_games
 from stepopsd.envs.pool import InlinePool, ProcessPool
+from stepopsd.envs.searchqa import SearchPool
+from stepopsd.retrieval import Retriever
 from stepopsd.rollout.contexts import ContextPolicy, DialogueContext, TurnContext
 from stepopsd.rollout.engines.base import Sampling, call_seed
 from stepopsd.rollout.engines.transformers import TransformersEngine
@@ -20,7 +22,14 @@ from stepopsd.rollout.records import Trajectory
 from stepopsd.train.config import EnvConfig, RunConfig
 from stepopsd.train.format import chat_of, check_history, prompting_of
 from stepopsd.train.policy import Policy
-from stepopsd.train.search import require_infrastructure, search_context, search_pool, search_rules, search_tasks
+from stepopsd.train.search import (
+    Usage,
+    require_infrastructure,
+    search_context,
+    search_retriever,
+    search_rules,
+    search_tasks,
+)
 
 
 def tasks_of(config: EnvConfig, split: str) -> list[Task]:
@@ -46,9 +55,10 @@ class Episodes:
     Args:
         config: The run.
         policy: Sampled as it is at the time of each ``play``.
+        retriever: Of ``search_retriever``, opened before the policy was loaded; None opens one when it is first needed.
     """
 
-    def __init__(self, config: RunConfig, policy: Policy) -> None:
+    def __init__(self, config: RunConfig, policy: Policy, retriever: Retriever | None = None) -> None:
         rollout, env = config.rollout, config.env
         self.batch_size = rollout.batch_size or rollout.groups * rollout.group_size
         steps = search_rules(env.search).max_turns if env.name == "searchqa" else env.max_steps
@@ -57,6 +67,8 @@ class Episodes:
         self.engine = TransformersEngine(policy.model)
         self.limits.check_engine(self.engine)
         self._env = env
+        self.retriever = retriever
+        self.usage = Usage(self.retriever)
         self._pool: EnvPool | None = None
 
     def play(
@@ -71,7 +83,7 @@ class Episodes:
         """``members`` episodes of every task, in task order; the seeds fix environment and sampling.
 
         Raises:
-            RuntimeError: Too many of them lost the retriever.
+            RetrieverError: Too many of them lost the retriever.
         """
         played = self.play_jobs(group_jobs(tasks, seeds, members), temperature=temperature, progress=progress)
         self.require_infrastructure(played)
@@ -84,7 +96,9 @@ class Episodes:
         if not jobs:
             return []
         if self._pool is None:
-            self._pool = _make_pool(self._env, self.batch_size)
+            if self.retriever is None:
+                self.retriever = search_retriever(self._env)
+            self._pool = _make_pool(self._env, self.batch_size, self.retriever)
         return run_episodes(
             jobs,
             self._pool,
@@ -97,7 +111,7 @@ class Episodes:
         )
 
     def require_infrastructure(self, played: Sequence[Trajectory]) -> None:
-        """Raises RuntimeError where too many of these episodes lost the retriever."""
+        """Raises RetrieverError where too many of these episodes lost the retriever."""
         require_infrastructure(played, self._env)
 
     def ask(
@@ -140,9 +154,9 @@ def _context(config: RunConfig, policy: Policy) -> ContextPolicy:
     return DialogueContext(chat, prompting)
 
 
-def _make_pool(config: EnvConfig, size: int) -> EnvPool:
-    if config.name == "searchqa":
-        return search_pool(config.search, size)
+def _make_pool(config: EnvConfig, size: int, retriever: Retriever | None) -> EnvPool:
+    if retriever is not None:
+        return SearchPool(retriever, size, search_rules(config.search))
     step_s, episode_s = config.step_timeout_s, config.episode_timeout_s
     if config.workers == 0:
         return InlinePool(AlfworldEnv, size, step_timeout_s=step_s, episode_timeout_s=episode_s)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stepopsd.envs.base import Task
-from stepopsd.envs.searchqa import SearchPool, SearchPrompting, SearchRules, task_of
+from stepopsd.envs.searchqa import SearchPrompting, SearchRules, task_of
 from stepopsd.envs.searchqa.questions import read_questions
 from stepopsd.envs.searchqa.world import bundled_passages, bundled_questions
 from stepopsd.retrieval import Retriever, RetrieverError, open_retriever
@@ -33,19 +33,34 @@ def search_tasks(config: SearchConfig, split: str) -> list[Task]:
     return [task_of(question, split) for question in questions]
 
 
-def search_retriever(config: SearchConfig) -> Retriever:
-    """The retriever of a run, ready to answer.
+def search_retriever(config: EnvConfig) -> Retriever | None:
+    """The retriever of a run, ready to answer; None where the environment has none.
 
     Raises:
-        ValueError: A server that cannot answer.
-        Exception: What else ``open_retriever`` raises.
+        FileNotFoundError: No such file or index.
+        ValueError: A server that is down or speaks neither dialect, an index that is empty, damaged or of another
+            corpus, an unknown form.
+        ImportError: What the form needs is not installed.
     """
-    if config.retriever == "bundled":
-        return open_retriever(bundled_passages())
+    if config.name != "searchqa":
+        return None
+    search = config.search
+    corpus = _expanded("env.search.corpus", search.corpus) or None
+    if search.retriever == "bundled":
+        return open_retriever(bundled_passages(), corpus=corpus)
     try:
-        return open_retriever(_expanded("env.search.retriever", config.retriever))
-    except RetrieverError as error:
-        raise ValueError(f"env.search.retriever is {config.retriever!r}: {error}") from error
+        return open_retriever(
+            _expanded("env.search.retriever", search.retriever), corpus=corpus,
+            encoder=_expanded("env.search.encoder", search.encoder) or None, device=search.encoder_device,
+            timeout_s=search.timeout_s, deadline_s=search.deadline_s,
+        )  # fmt: skip
+    except (RetrieverError, ValueError) as error:
+        raise ValueError(f"env.search.retriever is {search.retriever!r}: {error}") from error
+
+
+def retriever_facts(retriever: Retriever | None) -> dict[str, str]:
+    """What ``environment.json`` says about the retriever: the fingerprint of what it answers from."""
+    return {} if retriever is None else {"retriever": str(getattr(retriever, "fingerprint", "unknown"))}
 
 
 def search_rules(config: SearchConfig) -> SearchRules:
@@ -56,9 +71,19 @@ def search_rules(config: SearchConfig) -> SearchRules:
     )  # fmt: skip
 
 
-def search_pool(config: SearchConfig, size: int) -> SearchPool:
-    """Slots whose searches go to the run's retriever."""
-    return SearchPool(search_retriever(config), size, search_rules(config))
+class Usage:
+    """What a retriever was asked since the last time one looked; nothing for one that does not count."""
+
+    def __init__(self, retriever: Retriever | None) -> None:
+        self._count: Callable[[], dict[str, float]] = getattr(retriever, "statistics", dict)
+        self._before: dict[str, float] = {}
+
+    def since(self) -> dict[str, float]:
+        """``retriever/<name>``: new queries, requests, retries and failures; seconds of a request since the start."""
+        now = self._count()
+        grown = {name: n if name.endswith("_s") else n - self._before.get(name, 0) for name, n in now.items()}
+        self._before = now
+        return {f"retriever/{name}": n for name, n in grown.items()}
 
 
 def search_context(config: RunConfig, chat: ChatFormat) -> ContextPolicy:
@@ -74,11 +99,11 @@ def require_infrastructure(played: Sequence[Trajectory], config: EnvConfig) -> N
     """Stop a run whose retriever is down.
 
     Raises:
-        RuntimeError: More than ``env.search.max_infra_share`` of the episodes ended with ``infra_error``.
+        RetrieverError: More than ``env.search.max_infra_share`` of the episodes ended with ``infra_error``.
     """
     lost = [t for t in played if t.status == "infra_error"]
     if len(lost) > config.search.max_infra_share * len(played):
-        raise RuntimeError(
+        raise RetrieverError(
             f"{len(lost)} of {len(played)} episodes lost the retriever, more than the share of "
             f"{config.search.max_infra_share:g} that env.search.max_infra_share allows; the first: {lost[0].error}"
         )

@@ -16,6 +16,11 @@ class SearchConfig:
         data: Folder with prepared questions, ``<split>.jsonl`` each (``stepopsd data``); "bundled" for the small
             closed world that ships with the package. Environment variables are filled in.
         retriever: Where searches go, see ``retrieval.open_retriever``; "bundled" for that world's passages.
+        corpus: Refuse an index that was not made from this file; empty for no check.
+        encoder: Of a dense index, where it is not where it was when the index was built; the same weights are required.
+        encoder_device: Where the encoder of a dense index turns questions into vectors, e.g. "cpu" or "cuda:1".
+        timeout_s: Longest wait for one answer of a server.
+        deadline_s: Longest wait for the searches of one turn, tries and pauses included.
         top_k: Passages per search.
         max_searches: Turns in which the policy may search.
         final_answer_turn: One more turn after these, in which nothing but an answer counts. Search-R1: 4 and true;
@@ -30,6 +35,11 @@ class SearchConfig:
 
     data: str = "bundled"
     retriever: str = "bundled"
+    corpus: str = ""
+    encoder: str = ""
+    encoder_device: str = "cpu"
+    timeout_s: float = 10.0
+    deadline_s: float = 60.0
     top_k: int = 3
     max_searches: int = 4
     final_answer_turn: bool = True
@@ -43,7 +53,8 @@ class SearchConfig:
         choice("env.search.metric", self.metric, ("em", "f1", "sub_em", "unicode_em"))
         closed("env.search.top_k", self.top_k, 1, 100)
         closed("env.search.max_searches", self.max_searches, 0, 1000)
-        positive("env.search.query_words", self.query_words)
+        for name in ("query_words", "timeout_s", "deadline_s"):
+            positive(f"env.search.{name}", getattr(self, name))
         closed("env.search.observation_tokens", self.observation_tokens, 0, 1 << 20)
         closed("env.search.max_infra_share", self.max_infra_share, 0.0, 1.0)
         if not self.max_searches and not self.final_answer_turn:

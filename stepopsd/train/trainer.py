@@ -15,6 +15,7 @@ from torch import Tensor
 from stepopsd.credit.grpo import group_normalize
 from stepopsd.credit.plan import Planned
 from stepopsd.envs.base import Task
+from stepopsd.retrieval import RetrieverError
 from stepopsd.rollout.records import UNUSABLE, Batch, Row, Trajectory
 from stepopsd.rollout.rows import build_rows, collate, with_copies
 from stepopsd.train.checkpoint import TrainState, checkpoints, load_checkpoint, newest_whole, save_checkpoint
@@ -31,6 +32,7 @@ from stepopsd.train.plan import Conductor
 from stepopsd.train.policy import load_policy
 from stepopsd.train.progress import Progress
 from stepopsd.train.provenance import provenance
+from stepopsd.train.search import retriever_facts, search_retriever
 from stepopsd.train.step import PolicyStep
 from stepopsd.train.tasks import episode_seed, tasks_of_update
 from stepopsd.train.transcripts import choose_transcripts, transcript
@@ -40,7 +42,8 @@ RESUME_MAY_CHANGE = frozenset({
     "run_dir", "device", "checkpoint_every", "keep_checkpoints", "transcripts_every", "transcripts", "resume",
     "deadline", "optim.updates", "optim.generated_tokens", "optim.microbatch_tokens", "optim.max_skipped_steps",
     "env.workers", "env.step_timeout_s", "env.episode_timeout_s", "env.games", "env.search.data",
-    "env.search.retriever", "env.search.max_infra_share", "model.path",
+    "env.search.retriever", "env.search.corpus", "env.search.encoder", "env.search.encoder_device",
+    "env.search.timeout_s", "env.search.deadline_s", "env.search.max_infra_share", "model.path",
 })  # fmt: skip
 
 
@@ -59,12 +62,13 @@ class Trainer:
         self.run_dir = Path(config.run_dir)
         self.tasks = panel(tasks_of(config.env, config.env.train_split), config.env.train_games)
         self.panels = {split: self._games(split) for split in config.env.eval_splits}
+        retriever = search_retriever(config.env)
         disable_progress_bar()
         self.accelerator = Accelerator(cpu=_wants_cpu(config.device))
         torch.manual_seed(config.seed)
         self.policy = load_policy(config.model, self.accelerator.device)
         self.policy.model.eval()
-        self.episodes = Episodes(config, self.policy)
+        self.episodes = Episodes(config, self.policy, retriever)
         self.credit = Credit(config, self.policy)
         self.reference = self.policy.frozen_copy() if self._anchored_at("start") else None
         self.optimizer = torch.optim.AdamW(
@@ -86,6 +90,7 @@ class Trainer:
         Raises:
             KeyboardInterrupt: SIGINT or SIGTERM (``Stop`` has its number); the updates so far are saved.
             DeadlineReached: ``deadline`` leaves no time for another update; the updates so far are saved.
+            RetrieverError: too many episodes lost the retriever; the updates so far are saved.
         """
         self._open_run_dir()
         self._done = self._resume()
@@ -93,7 +98,7 @@ class Trainer:
         try:
             with self.interrupts:
                 self._train(progress)
-        except (KeyboardInterrupt, DeadlineReached) as stopped:
+        except (KeyboardInterrupt, DeadlineReached, RetrieverError) as stopped:
             progress.note(self._stopped(stopped))
             raise
         finally:
@@ -169,6 +174,7 @@ class Trainer:
             "sampler_gap_max": old_gap if gap is None else gap,
             "env_failures": conductor.failures,
             **seen,
+            **self.episodes.usage.since(),
             "kept_groups": torch.unique(batch.group_ids).numel() / groups,
             "shaped/std": _spread(batch.advantages[batch.response_mask]),
             **losses,
@@ -268,7 +274,7 @@ class Trainer:
         if checkpoints(self.run_dir) and stored.is_file():
             self._require_same_run(load_config(stored))
         stored.write_text(dump_config(self.config))
-        facts = provenance(self.policy.model)
+        facts = provenance(self.policy.model) | retriever_facts(self.episodes.retriever)
         (self.run_dir / "environment.json").write_text(json.dumps(facts, indent=2) + "\n")
 
     def _require_same_run(self, earlier: RunConfig) -> None:

@@ -74,7 +74,7 @@ def searching(monkeypatch):
 def test_episodes_that_lost_the_retriever_leave_loss_and_statistics(model, tmp_path, monkeypatch):
     searching(monkeypatch)
     retriever = FailsLater({1, 20})
-    monkeypatch.setattr(search, "open_retriever", lambda spec: retriever)
+    monkeypatch.setattr(search, "open_retriever", lambda spec, **_: retriever)
     options = {"name": "searchqa", "prompt_style": "compact", "eval_splits": [],
                "search": {"max_searches": 2, "max_infra_share": 0.5}}  # fmt: skip
     run = config(tmp_path / "run", model, env=options, credit={"name": "grpo"})
@@ -88,7 +88,7 @@ def test_episodes_that_lost_the_retriever_leave_loss_and_statistics(model, tmp_p
 
 def test_run_stops_when_the_retriever_is_down(model, tmp_path, monkeypatch):
     searching(monkeypatch)
-    monkeypatch.setattr(search, "open_retriever", lambda spec: FakeRetriever(broken=" "))
+    monkeypatch.setattr(search, "open_retriever", lambda spec, **_: FakeRetriever(broken=" "))
     run = config(tmp_path / "run", model, env={"name": "searchqa", "prompt_style": "compact", "eval_splits": []})
     with pytest.raises(RuntimeError, match=r"8 of 8 episodes lost the retriever.*max_infra_share.*503"):
         Trainer(run).run()
