@@ -106,7 +106,7 @@ def at_call(monkeypatch, owner, name, number, action):
 def test_a_signal_during_the_rollout_saves_the_updates_so_far(run, whole, monkeypatch, signum):
     with monkeypatch.context() as patch:
         # the first evaluation is a call, too: the fourth plays the third update
-        at_call(patch, Episodes, "play", 4, lambda: os.kill(os.getpid(), signum))
+        at_call(patch, Episodes, "play_jobs", 4, lambda: os.kill(os.getpid(), signum))
         with pytest.raises(Stop):
             Trainer(run).run()
     assert [p.name for p in checkpoints(_path(run))] == ["update-000002"]
