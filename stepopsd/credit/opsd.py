@@ -72,7 +72,8 @@ def opsd_loss(
         token_weights: (M,) float, e.g. 1 / tokens for the mean.
         bias, teacher_bias: (V,) or None.
         divergence: See ``Divergence``; None takes its defaults.
-        chunk_rows: Tokens of one chunk; None takes as many as fit into 512 MiB of logits on a GPU, 32 MiB elsewhere.
+        chunk_rows: Tokens of one chunk; None takes as many as fit into 512 MiB of logits on a GPU, 32 MiB elsewhere
+            (up to 128 MiB for 128 rows).
 
     Returns:
         The loss, 0-d, and the divergences (M,), detached; in float32, or float64 where the student is.

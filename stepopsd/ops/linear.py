@@ -49,7 +49,8 @@ def linear_token_logprobs(
         temperature: Logits are divided by it first; a number > 0, or (...) float32 with one value per token.
         entropy: Also compute the entropy.
         fp32_logits: Logits in float32 instead of the weight's dtype.
-        chunk_rows: Rows of one chunk; None takes as many as fit into 512 MiB of logits on a GPU, 32 MiB elsewhere.
+        chunk_rows: Rows of one chunk; None takes as many as fit into 512 MiB of logits on a GPU, 32 MiB elsewhere
+            (up to 128 MiB for 128 rows).
         max_active: Upper bound on the number of tokens in ``mask``, where the caller knows one: nothing then waits for
             the GPU (without it, one transfer per call does), and so many rows are computed.
         backend: Of the row kernels, as for ``token_logprobs``.

@@ -14,15 +14,20 @@ from torch import Tensor
 
 # Bytes of one chunk of logits. A GPU wants many rows per product, or it waits for the weight to be read again.
 _CHUNK_BYTES = {"cuda": 1 << 29, "cpu": 1 << 25}
+_MOST_BYTES = {"cuda": 1 << 29, "cpu": 1 << 27}  # where the former hold less than _ROW_STEP rows
 # Elements of one converted tile: at most 128 MiB in float32 on a GPU, 8 MiB elsewhere.
 _TILE_ELEMENTS = {"cuda": 1 << 25, "cpu": 1 << 21}
-_ROW_STEP = 128  # rows of a chunk come in multiples of this where there are that many
+_ROW_STEP = 128  # rows of a chunk come in multiples of this where there are that many; with fewer, products are slow
 
 
 def default_chunk_rows(vocab: int, dtype: torch.dtype, device_type: str) -> int:
-    """Rows of logits in one chunk: at most 512 MiB of them on a GPU and 32 MiB elsewhere, but one row at least."""
-    rows = _CHUNK_BYTES.get(device_type, _CHUNK_BYTES["cpu"]) // (vocab * dtype.itemsize)
-    return max(1, rows // _ROW_STEP * _ROW_STEP if rows > _ROW_STEP else rows)
+    """Rows of logits in one chunk: at most 512 MiB of them on a GPU and 32 MiB elsewhere, but one row at least.
+
+    Where 32 MiB hold less than 128 rows: 128 of them, or as many as fit into 128 MiB.
+    """
+    kind, row = device_type if device_type in _CHUNK_BYTES else "cpu", vocab * dtype.itemsize
+    rows, most = _CHUNK_BYTES[kind] // row, _MOST_BYTES[kind] // row
+    return rows // _ROW_STEP * _ROW_STEP if rows > _ROW_STEP else max(1, min(_ROW_STEP, most))
 
 
 @dataclass(frozen=True, slots=True)
