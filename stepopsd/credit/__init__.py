@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stepopsd.credit import appo, grpo, oar, opsd, reset_methods, rlsd, sdar, stepopsd
+from stepopsd.credit import appo, appo_method, grpo, oar, opsd, reset_methods, rlsd, sdar, stepopsd
 from stepopsd.credit.base import (
     AuxiliaryInputs,
     AuxiliaryLoss,
@@ -15,6 +15,6 @@ from stepopsd.credit.base import (
 )
 
 __all__ = [
-    "AuxiliaryInputs", "AuxiliaryLoss", "CreditInputs", "CreditMethod", "CreditResult", "appo", "compose", "create",
-    "grpo", "oar", "opsd", "registered", "reset_methods", "rlsd", "sdar", "stepopsd",
+    "AuxiliaryInputs", "AuxiliaryLoss", "CreditInputs", "CreditMethod", "CreditResult", "appo", "appo_method",
+    "compose", "create", "grpo", "oar", "opsd", "registered", "reset_methods", "rlsd", "sdar", "stepopsd",
 ]  # fmt: skip

@@ -1,6 +1,6 @@
 """APPO: branches where the policy is unsure and moving, two reward groups, future-aware scaling (arXiv 2606.12384).
 
-The trainer runs the scaling alone, as ``appo_future``; branches and groups are functions on tensors.
+The scaling by itself is the method ``appo_future``; ``credit/appo_method.py`` is all of it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stepopsd.credit.base import CreditInputs, CreditMethod, CreditResult, broadcast_advantages, register
-from stepopsd.credit.groups import moments, population_normalize
+from stepopsd.credit.groups import moments, population_normalize, votes
 from stepopsd.credit.plan import Continuation
 from stepopsd.ops.branching import topk_branch
 from stepopsd.ops.future_value import HALF_LIFE_32, future_branching, future_value
@@ -23,7 +23,13 @@ ROUNDS = ("minibatch", "lagged", "rollout")
 
 
 def dual_group_advantage(
-    rewards: Tensor, is_branch: Tensor, prompt_ids: Tensor, *, mode: str = "eq6", eps: float = 1e-8
+    rewards: Tensor,
+    is_branch: Tensor,
+    prompt_ids: Tensor,
+    trajectory_ids: Tensor | None = None,
+    *,
+    mode: str = "eq6",
+    eps: float = 1e-8,
 ) -> Tensor:
     """Scalar advantages of initial rollouts whose branches lend their rewards.
 
@@ -31,6 +37,7 @@ def dual_group_advantage(
         rewards: (N,) float, of initial rollouts and branches.
         is_branch: (N,) bool.
         prompt_ids: (N,) int64.
+        trajectory_ids: (N,) int64, one vote for each; None gives every row a vote.
         mode: ``eq6``: the row's reward standardised once by the prompt's initial rollouts and once by its branches,
             averaged over those of the two groups that vary; 0 where neither does. ``own``: by the initial ones only.
         eps: Standard deviations (the population's) below it do not count as varying.
@@ -60,7 +67,8 @@ def dual_group_advantage(
         initial = (prompt_ids == prompt) & ~is_branch
         groups = [initial] if mode == "own" else [initial, (prompt_ids == prompt) & is_branch]
         values = rewards[initial].double()
-        varying = [(m, s) for m, s in (moments(rewards[rows].sort().values) for rows in groups) if s >= eps]
+        cast = (votes(rewards[rows], None if trajectory_ids is None else trajectory_ids[rows]) for rows in groups)
+        varying = [(m, s) for m, s in map(moments, cast) if s >= eps]
         if varying:
             out[initial] = torch.stack([(values - mean) / std for mean, std in varying]).mean(0)
     return out.float()
@@ -212,14 +220,18 @@ class AppoFuture(CreditMethod):
 
     def assign(self, inputs: CreditInputs) -> CreditResult:
         plain = broadcast_advantages(inputs.advantages, inputs.response_mask)
+        factors, metrics, future = self.scaling(inputs)
+        return CreditResult(plain * factors, metrics, {"future": future}, factors)
+
+    def scaling(self, inputs: CreditInputs) -> tuple[Tensor, dict[str, Any], Tensor]:
+        """(N, T) factors, metrics, and (N, T) clipped future ratios."""
         current = inputs.old_logprobs if inputs.current_logprobs is None else inputs.current_logprobs
         future = future_value(
             current, inputs.old_logprobs, inputs.response_mask, gamma=2 ** (-1 / self.half_life), low=self.low,
             high=self.high, max_log_ratio=self.max_log_ratio, decay=self.decay,
         )  # fmt: skip
-        factors = scale_adv(torch.ones_like(plain), future, self.b, center=self.center)
-        metrics = future_metrics(future, inputs.response_mask, self.low, self.high)
-        return CreditResult(plain * factors, metrics, {"future": future}, factors)
+        factors = scale_adv(torch.ones_like(future), future, self.b, center=self.center)
+        return factors, future_metrics(future, inputs.response_mask, self.low, self.high), future
 
 
 def future_metrics(future: Tensor, mask: Tensor, low: float, high: float) -> dict[str, Any]:
@@ -235,9 +247,14 @@ def future_metrics(future: Tensor, mask: Tensor, low: float, high: float) -> dic
     }
 
 
+def scaling_of(options: Mapping[str, Any]) -> AppoFuture:
+    """The scaling that the ``credit`` section describes."""
+    own = options["appo"]
+    names = ("b", "center", "half_life", "low", "high", "decay")
+    return AppoFuture(**{name: own[name] for name in names}, max_log_ratio=own["max_log_ratio"] or None)
+
+
 @register("appo_future")
 def build(options: Mapping[str, Any]) -> AppoFuture:
     """The scaling of APPO from the ``credit`` section."""
-    own = dict(options["appo"])
-    own["max_log_ratio"] = own["max_log_ratio"] or None
-    return AppoFuture(**own)
+    return scaling_of(options)

@@ -10,10 +10,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from stepopsd.credit.plan import Plan, plain_plan
+from stepopsd.credit.plan import Continuation, Plan, plain_plan
 
 #: Extra of methods that make advantages of their own: (N,) rewards of the rows.
 REWARDS = "rewards"
+#: Extra of a method that branches: (N, K) rewards of the branches of each row's group, NaN where there are fewer.
+BRANCH_REWARDS = "branch_rewards"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,26 @@ class AuxiliaryLoss:
     metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class BranchTokens:
+    """The sampled tokens of n attempts in W positions, for a method that chooses where to branch.
+
+    Attributes:
+        attempts: Names of the n attempts, for ``Continuation.row``.
+        mask: (n, W) bool, sampled tokens.
+        entropies: (n, W) float32, of the policy as it is now.
+        logprobs, reference_logprobs: (n, W) float32, now and before, as ``branching`` says; None for ``rollout``.
+        group_ids: (n,) int64.
+    """
+
+    attempts: tuple[int, ...]
+    mask: Tensor
+    entropies: Tensor
+    logprobs: Tensor | None
+    reference_logprobs: Tensor | None
+    group_ids: Tensor
+
+
 class CreditMethod:
     """A credit-assignment method; stateless, so that a resumed run needs nothing but the update number.
 
@@ -147,6 +169,20 @@ class CreditMethod:
             rng: Of this update; every draw of the plan's own comes from it.
         """
         return plain_plan(prompts, group_size)
+
+    @property
+    def branching(self) -> str:
+        """When a ``base`` method's ``branch`` is asked.
+
+        ``minibatch``: before every optimiser step, with the log-probs of now and of the sampling policy. ``lagged``:
+        once per update, with those of now and of the policy before the last update. ``rollout``: once per update,
+        without log-probs. Empty: never.
+        """
+        return ""
+
+    def branch(self, tokens: BranchTokens) -> list[Continuation]:
+        """Continuations whose rewards ``assign`` reads as an extra; they are not trained on."""
+        raise NotImplementedError
 
     def needs(self, update: int) -> frozenset[str]:
         """Names of ``extras`` that this update's ``assign`` reads."""

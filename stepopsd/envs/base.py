@@ -60,7 +60,9 @@ class StepResult:
 class Env(Protocol):
     """One episode at a time: ``reset`` then ``step`` until ``done`` or the caller's limit.
 
-    The same ``(task, seed)`` and the same actions give the same observations, text for text.
+    The same ``(task, seed)`` and the same actions give the same observations, text for text. An environment that cannot
+    promise that has an attribute ``replays = False``: episodes are then not restored from their actions by a method
+    that branches them.
     """
 
     goal: str  #: the instruction of the current episode; set by reset

@@ -28,6 +28,12 @@ class TrainState:
     teacher: Policy | None
     reference: Policy | None
     optimizer: torch.optim.Optimizer
+    previous: Policy | None = None
+
+    @property
+    def frozen(self) -> dict[str, Policy | None]:
+        """Name -> policy that no optimiser moves."""
+        return {"teacher": self.teacher, "reference": self.reference, "previous": self.previous}
 
 
 def save_checkpoint(run_dir: Path, update: int, state: TrainState, *, keep: int) -> Path:
@@ -36,7 +42,7 @@ def save_checkpoint(run_dir: Path, update: int, state: TrainState, *, keep: int)
     with whole_folder(final) as folder:
         state.policy.model.save_pretrained(folder / "policy")
         state.policy.tokenizer.save_pretrained(folder / "policy")
-        for name, frozen in (("teacher", state.teacher), ("reference", state.reference)):
+        for name, frozen in state.frozen.items():
             if frozen is not None:
                 save_model(frozen.model, str(folder / f"{name}.safetensors"))
         rng = torch.get_rng_state()
@@ -75,7 +81,7 @@ def load_checkpoint(path: Path, state: TrainState) -> int:
         ValueError: the checkpoint lacks a part that this configuration needs.
     """
     state.policy.copy_weights_from(_load_policy_weights(path / "policy", state.policy))
-    for name, frozen in (("teacher", state.teacher), ("reference", state.reference)):
+    for name, frozen in state.frozen.items():
         if frozen is None:
             continue
         file = path / f"{name}.safetensors"

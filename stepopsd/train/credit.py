@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from stepopsd.credit import AuxiliaryInputs, CreditInputs, CreditMethod, CreditResult, compose, create
-from stepopsd.credit.base import broadcast_advantages
+from stepopsd.credit.base import BRANCH_REWARDS, broadcast_advantages
 from stepopsd.credit.plan import Plan, plain_plan
 from stepopsd.train import outcome as outcome  # registers what it provides
+from stepopsd.train.branches import Branched
 from stepopsd.train.config import RunConfig
 from stepopsd.train.config_io import to_tree
 from stepopsd.train.extras import Played, gather, require
@@ -72,6 +73,8 @@ class Assigned:
 
     def __init__(self, base: Tensor, opinions: Sequence[Opinion]) -> None:
         self.base, self.opinions = base, opinions
+        #: Plays a branching round before every optimiser step: (rows, whether it is the first step) -> ``Branched``.
+        self.branch: Callable[..., Branched] | None = None
         several = len(opinions) > 1
         self.metrics: dict[str, Any] = {}
         self.tokens: dict[str, Tensor] = {}
@@ -110,14 +113,23 @@ class Assigned:
         """Whether advantages have to be made again once the policy has moved."""
         return any(o.part.method.per_minibatch for o in self.opinions)
 
-    def again(self, rows: Tensor, current_logprobs: Tensor) -> Tensor:
-        """(n, T) advantages of the chosen rows under a policy that has moved, whose log-probs are given."""
-        results = []
+    def again(self, rows: Tensor, current_logprobs: Tensor, lent: Tensor | None = None) -> Tensor:
+        """(n, T) advantages of the chosen rows under a policy that has moved, whose log-probs are given.
+
+        Args:
+            rows: (n,) int64.
+            current_logprobs: (n, T).
+            lent: (n, K) rewards of branches that were played since; None where there are no new ones.
+        """
+        base, results = self.base[rows], []
         for opinion in self.opinions:
-            chosen = replace(opinion.inputs.select(rows), current_logprobs=current_logprobs)
-            moves = opinion.part.method.per_minibatch
-            results.append(opinion.part.method.assign(chosen) if moves else opinion.result.select(rows))
-        return compose(self.base[rows], results)
+            chosen, method = opinion.inputs.select(rows), opinion.part.method
+            extras = chosen.extras if lent is None else {**chosen.extras, BRANCH_REWARDS: lent}
+            chosen = replace(chosen, current_logprobs=current_logprobs, extras=extras)
+            result = method.assign(chosen) if method.per_minibatch else opinion.result.select(rows)
+            base = result.advantages if method.role == "base" else base
+            results.append(result)
+        return compose(base, results)
 
     def auxiliary(
         self, rows: Tensor, mask: Tensor, ids: Tensor, states: Readout, logprobs: Tensor, weights: Tensor,
@@ -190,6 +202,11 @@ class Credit:
         """What the update's rollouts are."""
         makers = [part.method for part in self.parts if part.method.role == "base"]
         return makers[0].plan(prompts, group_size, rng) if makers else plain_plan(prompts, group_size)
+
+    @property
+    def brancher(self) -> CreditMethod | None:
+        """The method that branches attempts, if one does."""
+        return next((part.method for part in self.parts if part.method.branching), None)
 
     @property
     def step_delimiter(self) -> str:

@@ -178,9 +178,16 @@ class OarConfig:
 
 @dataclass(frozen=True, slots=True)
 class AppoConfig:
-    """The future-aware scaling of APPO.
+    """APPO (arXiv 2606.12384); its scaling alone is ``appo_future``, which reads b to decay.
 
     Attributes:
+        when: When to branch: before every ``minibatch``, or once per update by the drift since the update before
+            (``lagged``) or by the entropy alone (``rollout``).
+        branches: Branches per attempt; an update samples groups x group_size x (1 + branches) episodes.
+        per: Choose the best positions per ``row`` (attempt) or pooled per ``prompt``.
+        mode: ``eq6`` standardises a reward by attempts and by branches, ``own`` by attempts only.
+        resample: Draw the token at the position again; false keeps it, as released.
+        gate, min_gap: See ``stepopsd.ops`` ``branching_score`` and ``topk_branch``.
         b: Weight of the future value.
         center: Divide by 1 + b, so that the scale is that of GRPO.
         half_life: Tokens in which the weight of a log-ratio halves.
@@ -189,6 +196,13 @@ class AppoConfig:
         decay: ``position``: tokens in between that were not sampled count as distance; ``valid``: they do not.
     """
 
+    when: Literal["minibatch", "lagged", "rollout"] = "minibatch"
+    branches: int = 3
+    per: Literal["row", "prompt"] = "row"
+    mode: Literal["eq6", "own"] = "eq6"
+    resample: bool = True
+    gate: bool = True
+    min_gap: int = 0
     b: float = 0.5
     center: bool = False
     half_life: float = 32.0
@@ -198,6 +212,11 @@ class AppoConfig:
     decay: Literal["position", "valid"] = "position"
 
     def __post_init__(self) -> None:
+        choice("credit.appo.when", self.when, ("minibatch", "lagged", "rollout"))
+        choice("credit.appo.per", self.per, ("row", "prompt"))
+        choice("credit.appo.mode", self.mode, ("eq6", "own"))
+        closed("credit.appo.branches", self.branches, 1, 4096)
+        closed("credit.appo.min_gap", self.min_gap, 0, 1 << 20)
         choice("credit.appo.decay", self.decay, ("position", "valid"))
         closed("credit.appo.b", self.b, 0.0, 1e6)
         closed("credit.appo.half_life", self.half_life, 0.0, 1e6, low_open=True)
@@ -327,7 +346,7 @@ class CreditConfig:
 
 #: Every method, and what it is: see ``CreditMethod.role``.
 METHODS = {
-    "appo_future": "factor", "grpo": "base", "oar_g": "factor", "oar_p": "factor", "opsd": "auxiliary",
+    "appo": "base", "appo_future": "factor", "grpo": "base", "oar_g": "factor", "oar_p": "factor", "opsd": "auxiliary",
     "rlsd": "factor", "rrpo": "base", "sdar": "auxiliary", "srpo": "base", "stepopsd": "factor",
 }  # fmt: skip
 

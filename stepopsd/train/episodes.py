@@ -154,6 +154,11 @@ def _context(config: RunConfig, policy: Policy) -> ContextPolicy:
     return DialogueContext(chat, prompting)
 
 
+def world(config: EnvConfig) -> type:
+    """What plays the episodes of a run."""
+    return SearchPool if config.name == "searchqa" else AlfworldEnv
+
+
 def _make_pool(config: EnvConfig, size: int, retriever: Retriever | None) -> EnvPool:
     if retriever is not None:
         return SearchPool(retriever, size, search_rules(config.search))

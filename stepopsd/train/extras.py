@@ -19,6 +19,7 @@ class Played:
     Attributes:
         rows: N rows in the order of the batch.
         trajectories: What ``Row.trajectory`` indexes.
+        lent: (N, K) rewards of branches, see ``credit.base.BRANCH_REWARDS``; None before there are any.
         wanted: (N,) bool, rows that have an advantage; others need no extras. None wants all.
     """
 
@@ -28,6 +29,7 @@ class Played:
     rows: Sequence[Row]
     trajectories: Sequence[Trajectory]
     wanted: Tensor | None = None
+    lent: Tensor | None = None
 
 
 #: Name in ``CreditMethod.needs`` -> function that computes it, a tensor whose first axis is N.

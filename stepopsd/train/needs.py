@@ -41,5 +41,39 @@ def _scalar(config: RunConfig) -> str:
     return ""
 
 
-_CHECKS: dict[str, Callable[[RunConfig], str]] = {"steps": _steps, "scalar": _scalar}
-NEEDS = {"rrpo": ("steps", "scalar"), "srpo": ("steps", "scalar")}
+def _rounds(config: RunConfig) -> str:
+    """What branching in the middle of an update takes: whole groups, and nobody who has used the advantages before."""
+    if config.credit.appo.when != "minibatch":
+        return ""
+    for key, value, allowed in (
+        ("credit.dynamic_sampling", config.credit.dynamic_sampling, "off"),
+        ("optim.minibatch_rows", config.optim.minibatch_rows, 0),
+        ("credit.name", config.credit.name, "appo"),
+    ):
+        if value != allowed:
+            return (
+                "advantages that may change before every mini-batch, credit.appo.when being minibatch: "
+                f"{key} must be {allowed}, got {value}; or set credit.appo.when to lagged or rollout"
+            )
+    return ""
+
+
+_CHECKS: dict[str, Callable[[RunConfig], str]] = {"rounds": _rounds, "scalar": _scalar, "steps": _steps}
+NEEDS = {"appo": ("rounds", "scalar"), "rrpo": ("steps", "scalar"), "srpo": ("steps", "scalar")}
+#: Methods whose rollouts continue others: their environment must repeat itself, word for word.
+REPLAYING = ("appo", "rrpo", "srpo")
+
+
+def check_replay(config: RunConfig, env: object) -> None:
+    """Raise ValueError where a method continues episodes and the environment says that it cannot repeat them.
+
+    Args:
+        config: The run.
+        env: What plays the run's episodes; ``replays = False`` on it says so.
+    """
+    for name in config.credit.names:
+        if name in REPLAYING and not getattr(env, "replays", True):
+            raise ValueError(
+                f"credit.name {name} needs an environment that can replay: env.name {config.env.name} does not repeat "
+                "an episode from its task, its seed and its actions"
+            )

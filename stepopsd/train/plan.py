@@ -34,6 +34,7 @@ class Conductor:
         first: Attempts of the first request round: a fair sample of the policy.
         dropped: Reason -> continuations that were given up for it (``replay_mismatch``: requests).
         generated: Tokens that were sampled, replies to questions included.
+        order: Attempts that ``trained`` returned, in its order.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Conductor:
         self.first: list[int] = []
         self.dropped: Counter[str] = Counter()
         self.generated = 0
+        self.order: list[int] = []
         self._prompts: list[int] = []
         self._members = [0] * len(tasks)
         self._questions = 0
@@ -83,12 +85,9 @@ class Conductor:
 
     def trained(self, planned: Planned) -> list[Trajectory]:
         """The trajectories to train on, each in its group, in the order in which they were played."""
-        chosen = []
-        for index in sorted(planned.groups):
-            trajectory = self.trajectories[index]
-            if trajectory.turns and trajectory.status not in UNUSABLE:
-                chosen.append(replace(trajectory, group_id=planned.groups[index]))
-        return chosen
+        usable = (i for i in sorted(planned.groups) if self.trajectories[i].turns)
+        self.order = [i for i in usable if self.trajectories[i].status not in UNUSABLE]
+        return [replace(self.trajectories[i], group_id=planned.groups[i]) for i in self.order]
 
     @property
     def failures(self) -> int:

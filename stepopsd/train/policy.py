@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,18 @@ class Readout:
 
     states: Tensor
     head: Any = None
+
+    def measured(self, ids: Tensor, temperature: float) -> list[Tensor]:
+        """(M,) float32 log-probs of (M,) ids, and (M,) entropies in nats."""
+        if self.head is None:
+            scored = token_logprobs(self.states, ids, temperature=temperature, entropy=True)
+        else:
+            bias = getattr(self.head, "bias", None)
+            scored = linear_token_logprobs(
+                self.states, self.head.weight, ids, bias=bias, temperature=temperature, entropy=True
+            )
+        assert scored.entropy is not None
+        return [scored.logprobs, scored.entropy]
 
     def logprobs(self, ids: Tensor, temperature: float) -> Tensor:
         """(M,) float32 log-probs of (M,) ids, differentiable."""
@@ -123,7 +135,6 @@ class Policy:
             raise ValueError("targets must be False at position 0: nothing precedes the first token of a row")
         return self.read_at(input_ids, attention_mask, torch.roll(targets, -1, dims=1))
 
-    @torch.no_grad()
     def score(
         self, input_ids: Tensor, attention_mask: Tensor, targets: Tensor, *, temperature: float, max_tokens: int
     ) -> Tensor:
@@ -132,17 +143,46 @@ class Policy:
         Returns:
             (N, T) float32, 0 where ``targets`` is False. Rows without targets are not forwarded.
         """
+        found = self._read_tokens(
+            input_ids, attention_mask, targets, max_tokens, lambda seen, ids: [seen.logprobs(ids, temperature)], 1
+        )
+        return found[0]
+
+    def measure(
+        self, input_ids: Tensor, attention_mask: Tensor, targets: Tensor, *, temperature: float, max_tokens: int
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probs of target tokens, and entropies in nats of the distributions that they were drawn from.
+
+        Returns:
+            (N, T) float32 each, as of ``score``.
+        """
+        logprobs, entropies = self._read_tokens(
+            input_ids, attention_mask, targets, max_tokens, lambda seen, ids: seen.measured(ids, temperature), 2
+        )
+        return logprobs, entropies
+
+    @torch.no_grad()
+    def _read_tokens(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        targets: Tensor,
+        max_tokens: int,
+        read: Callable[[Readout, Tensor], list[Tensor]],
+        count: int,
+    ) -> list[Tensor]:
         lengths = torch.where(targets.any(1), attention_mask.sum(1), 0)
-        out = torch.zeros(input_ids.shape, dtype=torch.float32, device=input_ids.device)
+        out = [torch.zeros(input_ids.shape, dtype=torch.float32, device=input_ids.device) for _ in range(count)]
 
         def fill(tokens: int) -> None:
             for rows, width in microbatches(lengths, tokens):
                 chosen = targets[rows, :width]
                 ids = input_ids[rows, :width]
                 readout = self.read_targets(ids, attention_mask[rows, :width], chosen)
-                part = torch.zeros(chosen.shape, dtype=torch.float32, device=out.device)
-                part[chosen] = readout.logprobs(ids[chosen], temperature)
-                out[rows, :width] = part
+                for whole, values in zip(out, read(readout, ids[chosen]), strict=True):
+                    part = torch.zeros(chosen.shape, dtype=torch.float32, device=ids.device)
+                    part[chosen] = values
+                    whole[rows, :width] = part
 
         was_training = self.model.training
         self.model.eval()

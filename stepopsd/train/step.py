@@ -57,7 +57,9 @@ class PolicyStep:
             for rows in self._minibatches(batch):
                 refs = None if ref_logprobs is None else ref_logprobs[rows]
                 part = batch.select(rows)
-                if credit is not None and credit.moves and steps > 0:
+                if credit is not None and credit.branch is not None:
+                    part = replace(part, advantages=self._branch(rows, credit, first=steps == 0))
+                elif credit is not None and credit.moves and steps > 0:
                     part = replace(part, advantages=self._follow(part, rows, credit))
                 sums["grad_norm"] += self._optimise(part, refs, sums, rows, first=steps == 0)
                 steps += 1
@@ -77,6 +79,13 @@ class PolicyStep:
         )  # fmt: skip
         self.policy.model.train()
         return credit.again(rows, torch.where(needed, current, part.old_logprobs))
+
+    def _branch(self, rows: Tensor, credit: Assigned, *, first: bool) -> Tensor:
+        """Advantages with what branches of these rows came to, played by the policy as it is now."""
+        assert credit.branch is not None
+        branched = credit.branch(rows, first=first)
+        self.policy.model.train()
+        return credit.again(rows, branched.logprobs, branched.rewards)
 
     def _set_lr(self, update: int) -> None:
         optim = self.config.optim

@@ -18,16 +18,18 @@ from stepopsd.envs.base import Task
 from stepopsd.retrieval import RetrieverError
 from stepopsd.rollout.records import UNUSABLE, Batch, Row, Trajectory
 from stepopsd.rollout.rows import build_rows, collate, with_copies
+from stepopsd.train.branches import Branches
 from stepopsd.train.checkpoint import TrainState, checkpoints, load_checkpoint, newest_whole, save_checkpoint
 from stepopsd.train.config import RunConfig
 from stepopsd.train.config_io import differences, dump_config, load_config
 from stepopsd.train.credit import Assigned, Credit
 from stepopsd.train.deadline import Deadline, DeadlineReached
-from stepopsd.train.episodes import Episodes, tasks_of
+from stepopsd.train.episodes import Episodes, tasks_of, world
 from stepopsd.train.evaluation import episodes_of_panel, panel, panel_of_update, play_panel, success_by_kind
 from stepopsd.train.extras import Played
 from stepopsd.train.interrupts import Interrupts
 from stepopsd.train.metrics import JsonLines
+from stepopsd.train.needs import check_replay
 from stepopsd.train.plan import Conductor
 from stepopsd.train.policy import load_policy
 from stepopsd.train.progress import Progress
@@ -60,6 +62,7 @@ class Trainer:
 
         self.config = config
         self.run_dir = Path(config.run_dir)
+        check_replay(config, world(config.env))
         self.tasks = panel(tasks_of(config.env, config.env.train_split), config.env.train_games)
         self.panels = {split: self._games(split) for split in config.env.eval_splits}
         retriever = search_retriever(config.env)
@@ -70,6 +73,9 @@ class Trainer:
         self.policy.model.eval()
         self.episodes = Episodes(config, self.policy, retriever)
         self.credit = Credit(config, self.policy)
+        method = self.credit.brancher
+        lagged = method is not None and method.branching == "lagged"
+        self.previous = self.policy.frozen_copy() if lagged else None
         self.reference = self.policy.frozen_copy() if self._anchored_at("start") else None
         self.optimizer = torch.optim.AdamW(
             self.policy.model.parameters(),
@@ -146,21 +152,29 @@ class Trainer:
             reward_scale=self.config.loss.reward_scale, invalid_action_penalty=self.config.loss.invalid_action_penalty,
         ).to(self.policy.device)
         plain = self._scalar_advantages(batch, update)
-        base = self.credit.base(plain, Played(self.config, self.policy, batch, rows, trajectories), update)
+        branches = self._branches(conductor, batch, rows)
+        everything = torch.arange(len(batch), device=batch.group_ids.device)
+        lent = branches.play(everything, first=True).rewards if branches and not branches.in_minibatches else None
+        view = Played(self.config, self.policy, batch, rows, trajectories, lent=lent)
+        base = self.credit.base(plain, view, update)
         seen = _rollout_metrics(conductor, batch, plain) | dict(planned.metrics)
         groups = torch.unique(batch.group_ids).numel()
-        self._generated += conductor.generated
         if self.config.credit.dynamic_sampling == "drop":
             keep = _rows_of_live_groups(base.advantages, batch.group_ids)
             batch, base, plain, rows = batch.select(keep), base.select(keep), plain[keep], [rows[i] for i in keep]
         gap = self._refresh_old_logprobs(batch, base.advantages)
         scored = time.perf_counter()
         result = self.credit.assign(base, Played(self.config, self.policy, batch, rows, trajectories), update)
+        if branches and branches.in_minibatches:
+            branches.batch, result.branch = batch, branches.play
         batch = replace(batch, advantages=result.advantages)
         shaped = time.perf_counter()
         self.interrupts.hold()  # until the update is counted: its parts are worth nothing alone
+        if self.previous is not None:
+            self.previous.copy_weights_from(self.policy)
         losses = self.step.run(batch, self._reference_logprobs(batch), update, result)
         self.credit.refresh(update)
+        self._generated += conductor.generated
         ended = time.perf_counter()
         if self._due(update, self.config.transcripts_every):
             self._store_transcripts(update, trajectories, rows, plain, batch, result)
@@ -179,6 +193,8 @@ class Trainer:
             "shaped/std": _spread(batch.advantages[batch.response_mask]),
             **losses,
             **result.metrics,
+            **(branches.metrics() if branches else {}),
+            **_spent(conductor, int(batch.response_mask.sum())),
             "tokens/student": int(batch.attention_mask.sum()),
             **result.teacher_metrics(),
         }
@@ -195,6 +211,12 @@ class Trainer:
         )  # fmt: skip
         rng = random.Random(f"{self.config.seed}/{update}/plan")
         return conductor, conductor.carry_out(self.credit.plan(groups, self.config.rollout.group_size, rng))
+
+    def _branches(self, conductor: Conductor, batch: Batch, rows: list[Row]) -> Branches | None:
+        method = self.credit.brancher
+        if method is None:
+            return None
+        return Branches(method, conductor, self.policy, self.previous, self.config, batch, rows)
 
     def _scalar_advantages(self, batch: Batch, update: int) -> Tensor:
         credit = self.config.credit
@@ -223,6 +245,9 @@ class Trainer:
     def _matters(self, base: Tensor) -> Tensor:
         """(N,) bool, rows whose old log-probs enter the loss."""
         every_row = self.config.loss.kl_coef > 0 or self.config.loss.entropy_coef > 0
+        method = self.credit.brancher
+        # Branches that are yet to come may give any row an advantage.
+        every_row |= method is not None and method.branching == "minibatch"
         return (base != 0).any(1) | every_row
 
     def _anchored_at(self, where: str) -> bool:
@@ -293,7 +318,7 @@ class Trainer:
         return done
 
     def _state(self) -> TrainState:
-        return TrainState(self.policy, self.credit.snapshot, self.reference, self.optimizer)
+        return TrainState(self.policy, self.credit.snapshot, self.reference, self.optimizer, self.previous)
 
     def _save(self, update: int) -> None:
         save_checkpoint(self.run_dir, update, self._state(), keep=self.config.keep_checkpoints)
@@ -339,14 +364,13 @@ def _spread(values: Tensor) -> float:
 
 
 def _rollout_metrics(conductor: Conductor, batch: Batch, plain: Tensor) -> dict[str, Any]:
-    """About the first round's usable attempts, a fair sample of the policy, and about all that was sampled."""
+    """About the first round's usable attempts, a fair sample of the policy."""
     first = [conductor.trajectories[i] for i in conductor.first]
     trajectories = [t for t in first if t.turns and t.status not in UNUSABLE]
     turns = sum(len(t.turns) for t in trajectories)
     groups = torch.unique(batch.group_ids)
     mixed = [g for g in groups if batch.success[batch.group_ids == g].float().std(unbiased=False) > 0]
     count = max(1, len(trajectories))
-    trained = int(batch.response_mask.sum())
     return {
         "success": sum(t.success for t in trajectories) / count,
         "reward_mean": sum(t.reward for t in trajectories) / count,
@@ -355,10 +379,16 @@ def _rollout_metrics(conductor: Conductor, batch: Batch, plain: Tensor) -> dict[
         "context_limit_share": sum(t.status == "context_limit" for t in trajectories) / count,
         "mixed_groups": len(mixed) / groups.numel(),
         "advantage/std": plain.std(unbiased=False),
+        **_means(trajectories),
+    }
+
+
+def _spent(conductor: Conductor, trained: int) -> dict[str, Any]:
+    """Everything that was sampled, branches and replies included, and continuations that were given up."""
+    return {
         "tokens/generated": conductor.generated,
         "tokens/generated_per_trained": conductor.generated / max(1, trained),
         **{f"dropped/{reason}": count for reason, count in sorted(conductor.dropped.items())},
-        **_means(trajectories),
     }
 
 

@@ -17,12 +17,17 @@ from tests.train.search_toy import config
 
 #: ``credit.name`` -> a metric that is not 0 where the method did something.
 METHODS = {
+    "appo": "branches/played",
     "oar_p": "oar/max",
     "oar_g": "oar/max",
     "rrpo": "reset/suffix_tokens",
     "srpo": "reset/suffix_tokens",
 }
-CREDIT = {"resets": {"n_reset": 3, "n_probes": 1, "localiser_tokens": 8}, "oar": {"stride": 4, "min_tokens": 2}}
+CREDIT = {
+    "appo": {"branches": 1},
+    "oar": {"stride": 4, "min_tokens": 2},
+    "resets": {"n_reset": 3, "n_probes": 1, "localiser_tokens": 8},
+}
 # So few words that chance writes a well-formed turn now and then; the model knows no others.
 WORDS = "<search> </search> <answer> </answer> look go take"
 
