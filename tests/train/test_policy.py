@@ -53,12 +53,12 @@ def largest_allocation(call):
 
 
 def test_no_logits_of_a_whole_batch_exist(policy, monkeypatch):
-    vocab, tokens = 3000, 256
+    vocab, tokens = 3000, 512
     policy.model.resize_token_embeddings(vocab)
     ids = torch.randint(vocab, (4, tokens // 4 + 1), generator=torch.Generator().manual_seed(0))
     mask, targets = torch.ones_like(ids), torch.ones_like(ids, dtype=torch.bool)
     targets[:, 0] = False
-    chunk = 64 * vocab * 4
+    chunk = 128 * vocab * 4
     monkeypatch.setitem(linear_head._CHUNK_BYTES, "cpu", chunk)
 
     def update():
