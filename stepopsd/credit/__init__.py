@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stepopsd.credit import appo, appo_method, grpo, oar, opsd, reset_methods, rlsd, sdar, stepopsd
+from stepopsd.credit import appo, appo_method, gigpo, grpo, oar, opsd, reset_methods, rlsd, sdar, stepopsd
 from stepopsd.credit.base import (
     AuxiliaryInputs,
     AuxiliaryLoss,
@@ -16,5 +16,5 @@ from stepopsd.credit.base import (
 
 __all__ = [
     "AuxiliaryInputs", "AuxiliaryLoss", "CreditInputs", "CreditMethod", "CreditResult", "appo", "appo_method",
-    "compose", "create", "grpo", "oar", "opsd", "registered", "reset_methods", "rlsd", "sdar", "stepopsd",
+    "compose", "create", "gigpo", "grpo", "oar", "opsd", "registered", "reset_methods", "rlsd", "sdar", "stepopsd",
 ]  # fmt: skip

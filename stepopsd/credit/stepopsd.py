@@ -24,7 +24,6 @@ class StepOpsd(CreditMethod):
         lambda_mix: λ0.
         lambda_decay_updates: T of λ_t = λ0·max(0, 1 - t/T) with t from 1; 0 keeps λ0.
         diagnose_every: Ask the teacher every so many updates although λ_t = 0; 0 never.
-        shuffle_teacher: Control: the gaps are dealt out to random scored tokens.
     """
 
     weight_fn: str = "sigmoid"
@@ -33,7 +32,6 @@ class StepOpsd(CreditMethod):
     lambda_mix: float = 0.2
     lambda_decay_updates: int = 50
     diagnose_every: int = 0
-    shuffle_teacher: bool = False
 
     def mixing(self, update: int) -> float:
         """λ_t for update t, counted from 1."""
@@ -51,7 +49,6 @@ class StepOpsd(CreditMethod):
         if inputs.teacher_logprobs is None:
             return CreditResult(plain, {"lambda": mixing})
         scored = inputs.teacher_logprobs.isfinite() & inputs.response_mask & (inputs.step_ids >= 0)
-        teacher = self._teacher(inputs, scored)
         shaped = shape_advantages(
             None,
             None,
@@ -60,7 +57,7 @@ class StepOpsd(CreditMethod):
             torch.where(scored, inputs.step_ids, -1),
             trajectory_ids=inputs.trajectory_ids,
             student_logprobs=inputs.old_logprobs,
-            teacher_logprobs=teacher,
+            teacher_logprobs=torch.where(scored, inputs.teacher_logprobs, inputs.old_logprobs),
             alpha_clip=self.alpha_clip,
             lambda_mix=mixing,
             weight_fn=self.weight_fn,
@@ -70,18 +67,6 @@ class StepOpsd(CreditMethod):
         metrics |= step_gap_metrics(shaped.delta, torch.where(scored, inputs.step_ids, -1), inputs.trajectory_ids)
         tokens = {"delta": shaped.delta, "weights": shaped.weights}
         return CreditResult(shaped.advantages, metrics, tokens, (1 + mixing * (shaped.weights - 1)) * shaped.step_scale)
-
-    def _teacher(self, inputs: CreditInputs, scored: Tensor) -> Tensor:
-        assert inputs.teacher_logprobs is not None
-        teacher = torch.where(scored, inputs.teacher_logprobs, inputs.old_logprobs)
-        if not self.shuffle_teacher:
-            return teacher
-        gaps = (teacher - inputs.old_logprobs)[scored]
-        generator = torch.Generator().manual_seed(inputs.update)
-        order = torch.randperm(gaps.numel(), generator=generator).to(gaps.device)
-        shuffled = inputs.old_logprobs.clone()
-        shuffled[scored] += gaps[order]
-        return shuffled
 
 
 def gap_metrics(shaped: ShapedAdvantages, scored: Tensor, plain: Tensor) -> dict[str, Any]:
@@ -173,6 +158,4 @@ def _share(advantages: Tensor, scored: Tensor) -> Tensor:
 def build(options: Mapping[str, Any]) -> StepOpsd:
     """StepOPSD from the ``credit`` section."""
     names = ("weight_fn", "alpha_clip", "step_norm", "lambda_mix", "lambda_decay_updates", "diagnose_every")
-    return StepOpsd(
-        **{name: options[name] for name in names}, shuffle_teacher=options["control"] == "shuffled_teacher"
-    )
+    return StepOpsd(**{name: options[name] for name in names})

@@ -260,6 +260,7 @@ class _Play:
         else:
             trajectory.reward += result.reward
             trajectory.success = result.success
+            trajectory.turns[-1].reward = result.reward
             trajectory.turns[-1].info.update(result.info)
             if result.done:
                 status = "success" if result.success else "failure"

@@ -32,9 +32,10 @@ class Turn:
         response: Decoded response, for people to read.
         action: What was sent to the environment.
         is_valid: The response followed the format.
-        kept: Ids at the head of the response that were taken over from another episode.
         info: Facts about the step from the environment (``StepResult.info``); ``left_out`` counts parts of
             observations that the prompt had no room for.
+        kept: Ids at the head of the response that were taken over from another episode.
+        reward: What the environment paid for the action.
     """
 
     prompt_ids: list[int]
@@ -47,6 +48,7 @@ class Turn:
     is_valid: bool
     info: dict[str, Any] = field(default_factory=dict)
     kept: int = 0
+    reward: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from stepopsd.credit import AuxiliaryInputs, CreditInputs, CreditMethod, CreditResult, compose, create
 from stepopsd.credit.base import BRANCH_REWARDS, broadcast_advantages
+from stepopsd.credit.controls import shuffled_gaps
 from stepopsd.credit.plan import Plan, plain_plan
 from stepopsd.train import outcome as outcome  # registers what it provides
+from stepopsd.train import turns as turns  # likewise
 from stepopsd.train.branches import Branched
 from stepopsd.train.config import RunConfig
 from stepopsd.train.config_io import to_tree
@@ -254,10 +256,14 @@ class Credit:
         # sign(0) = 0: the teacher cannot change a row without advantage, so it is not asked, unless for a loss term.
         wanted = (advantages != 0).any(1) | (part.method.role == "auxiliary")
         width = played.batch.input_ids.shape[1]
-        return part.teacher.score(
+        scores = part.teacher.score(
             played.rows, played.trajectories, wanted.cpu(), width, tokens=part.method.teacher_tokens,
             keep=part.method.reads_teacher_states,
         )  # fmt: skip
+        if self.config.credit.control != "shuffled_teacher":
+            return scores
+        seed = self.config.seed * 1_000_003 + update
+        return replace(scores, logprobs=shuffled_gaps(scores.logprobs, played.batch.old_logprobs.cpu(), seed=seed))
 
     def _inputs(
         self, part: Part, advantages: Tensor, scores: TeacherScores | None, played: Played, update: int

@@ -132,6 +132,31 @@ def _check_teacher(prefix: str, options: Section) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class GigpoConfig:
+    """GiGPO (arXiv 2505.10978).
+
+    Attributes:
+        gamma: Discount of the step returns.
+        step_advantage_w: ω, weight of the step part; 0 is GRPO.
+        norm: ``mean_std_norm`` or ``mean_norm``, of the step part; null follows ``credit.divide_by_std``.
+        similarity: Observations that resemble each other by at least so much (``difflib``'s ratio) are one anchor; 1
+            takes identical ones only.
+    """
+
+    gamma: float = 0.95
+    step_advantage_w: float = 1.0
+    norm: Literal["mean_std_norm", "mean_norm"] | None = None
+    similarity: float = 1.0
+
+    def __post_init__(self) -> None:
+        closed("credit.gigpo.gamma", self.gamma, 0.0, 1.0)
+        closed("credit.gigpo.step_advantage_w", self.step_advantage_w, 0.0, 1e6)
+        closed("credit.gigpo.similarity", self.similarity, 0.0, 1.0, low_open=True)
+        if self.norm is not None:
+            choice("credit.gigpo.norm", self.norm, ("mean_std_norm", "mean_norm"))
+
+
+@dataclass(frozen=True, slots=True)
 class OarConfig:
     """Outcome-grounded reshaping.
 
@@ -280,8 +305,9 @@ class CreditConfig:
         teacher: ``stale`` snapshot or the ``live`` policy.
         teacher_refresh_every: Updates between hard copies of the policy into the stale snapshot.
         diagnose_every: Score the teacher every so many updates although λ is 0; 0 never.
-        control: ``shuffled_advantages`` deals the scalar advantages out to random rows (nothing can be learned),
-            ``shuffled_teacher`` deals the teacher's gaps out to random tokens (same Δ distribution, no information).
+        control: ``shuffled_advantages`` deals the scalar advantages out to random rows, and gigpo's step advantages to
+            random turns (rewards teach nothing), ``shuffled_teacher`` deals the teacher's gaps out to random scored
+            tokens (same Δ distribution, no information), for every method that reads the teacher's log-probs.
     """
 
     name: str = "grpo"
@@ -300,6 +326,7 @@ class CreditConfig:
     control: Literal["none", "shuffled_advantages", "shuffled_teacher"] = "none"
     hindsight: HindsightConfig = field(default_factory=HindsightConfig)
     appo: AppoConfig = field(default_factory=AppoConfig)
+    gigpo: GigpoConfig = field(default_factory=GigpoConfig)
     oar: OarConfig = field(default_factory=OarConfig)
     resets: ResetsConfig = field(default_factory=ResetsConfig)
     rlsd: RlsdConfig = field(default_factory=RlsdConfig)
@@ -320,6 +347,7 @@ class CreditConfig:
         choice("credit.weight_fn", self.weight_fn, ("sigmoid", "exp"))
         choice("credit.step_norm", self.step_norm, ("equal_step_mean_abs", "equal_step_ratio", "none"))
         choice("credit.control", self.control, ("none", "shuffled_advantages", "shuffled_teacher"))
+        _check_control(self)
         choice("credit.teacher", self.teacher, ("stale", "live"))
         closed("credit.lambda_mix", self.lambda_mix, 0.0, 1.0)
         closed("credit.alpha_clip", self.alpha_clip, 0.0, 1.0, low_open=True)
@@ -346,8 +374,8 @@ class CreditConfig:
 
 #: Every method, and what it is: see ``CreditMethod.role``.
 METHODS = {
-    "appo": "base", "appo_future": "factor", "grpo": "base", "oar_g": "factor", "oar_p": "factor", "opsd": "auxiliary",
-    "rlsd": "factor", "rrpo": "base", "sdar": "auxiliary", "srpo": "base", "stepopsd": "factor",
+    "appo": "base", "appo_future": "factor", "gigpo": "base", "grpo": "base", "oar_g": "factor", "oar_p": "factor",
+    "opsd": "auxiliary", "rlsd": "factor", "rrpo": "base", "sdar": "auxiliary", "srpo": "base", "stepopsd": "factor",
 }  # fmt: skip
 
 
@@ -368,6 +396,28 @@ def _check_names(names: tuple[str, ...], config: CreditConfig) -> None:
             f"credit.name {config.name}: at most one method may keep a stale teacher, got {' and '.join(stale)}; "
             "set the other's teacher to live"
         )
+
+
+#: Methods that compare whole distributions, for which no gap of a token exists.
+READ_STATES = ("opsd",)
+
+
+def _check_control(config: CreditConfig) -> None:
+    """Raise ValueError for a control that would change nothing, or not what it says."""
+    if config.control == "shuffled_advantages" and config.names == ("opsd",):
+        raise ValueError("credit.control shuffled_advantages needs rewards: credit.name opsd has none; use none")
+    if config.control != "shuffled_teacher":
+        return
+    if not any(config.teacher_options(name) for name in config.names):
+        raise ValueError(
+            f"credit.control shuffled_teacher needs a teacher: credit.name {config.name} has none; use none"
+        )
+    for name in READ_STATES:
+        if name in config.names:
+            raise ValueError(
+                f"credit.control shuffled_teacher deals out gaps of single tokens: credit.name {name} compares whole "
+                "distributions; use none"
+            )
 
 
 def _check_hindsight(name: str, options: Section | None) -> None:
