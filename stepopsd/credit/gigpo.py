@@ -54,7 +54,7 @@ def gigpo_advantages(
         >>> gigpo_advantages(pay, torch.tensor([0, 1]), one, one, one)
         tensor([ 1.4142, -1.4142])
 
-    Source: GiGPO, arXiv 2505.10978, eq. 2 to 8.
+    Source: GiGPO, arXiv 2505.10978.
     """
     if step_advantage_w < 0:
         raise ValueError(f"step_advantage_w must be at least 0, got {step_advantage_w}")
@@ -183,22 +183,35 @@ class Gigpo(CreditMethod):
         assert inputs.group_ids is not None
         rewards, penalties, numbers, anchors, place = (inputs.extras[name] for name in TURNS)
         real = anchors >= 0  # (N, K)
-        rows, _ = real.nonzero(as_tuple=True)
+        rows = real.nonzero()[:, 0]
+        # Rows may be there several times; a step happened once.
+        once, copy_of = _first_of_each(inputs.trajectory_ids[rows], numbers[real])
+        rows, places = rows[once], anchors[real][once]
         groups = inputs.group_ids[rows]
-        returns = discounted_returns(rewards[real], inputs.trajectory_ids[rows], numbers[real], gamma=self.gamma)
+        returns = discounted_returns(
+            rewards[real][once], inputs.trajectory_ids[rows], numbers[real][once], gamma=self.gamma
+        )
         # A penalty is the step's own: it is taken off the return, so that no earlier step pays for it.
-        steps = step_advantages(returns - penalties[real], groups, anchors[real], norm=self.norm)
+        steps = step_advantages(returns - penalties[real][once], groups, places, norm=self.norm)
         if self.shuffle_steps:
             generator = torch.Generator().manual_seed(inputs.update)
             steps = steps[torch.randperm(len(steps), generator=generator).to(steps.device)]
         per_turn = torch.zeros_like(rewards)
-        per_turn[real] = steps
+        per_turn[real] = steps[copy_of]
         plain = broadcast_advantages(inputs.advantages, inputs.response_mask)
         own = per_turn.gather(1, place.clamp(min=0)).where((place >= 0) & inputs.response_mask, 0)  # (N, T)
         advantages = plain + self.step_advantage_w * own
-        metrics = _metrics(steps, *anchor_groups(groups, anchors[real]))
+        metrics = _metrics(steps, *anchor_groups(groups, places))
         metrics["step_advantage/flips"] = _share_of_flips(plain, advantages)
         return CreditResult(advantages, metrics, {"step_advantages": own})
+
+
+def _first_of_each(trajectory_ids: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices (U,) of the first of each step among its copies, and (S,) which of those each step is a copy of."""
+    steps, copy_of = torch.unique(torch.stack([trajectory_ids, numbers], 1), dim=0, return_inverse=True)
+    places = torch.arange(len(copy_of), device=copy_of.device)
+    first = places.new_zeros(len(steps)).scatter_reduce(0, copy_of, places, "amin", include_self=False)
+    return first, copy_of
 
 
 def _metrics(steps: Tensor, state: Tensor, sizes: Tensor) -> dict[str, Any]:

@@ -211,6 +211,14 @@ def test_a_penalty_is_its_step_s_own():
     assert torch.equal(after[:, 4], before[:, 4])
 
 
+def test_copies_of_rows_change_no_step():
+    x, _ = batch(penalty=0.5)
+    copied = x.select(torch.tensor([0, 1, 2, 1, 1]))
+    alone, together = Gigpo().assign(x), Gigpo().assign(copied)
+    assert torch.equal(together.tokens["step_advantages"], alone.tokens["step_advantages"][[0, 1, 2, 1, 1]])
+    assert together.metrics["anchor/groups"] == alone.metrics["anchor/groups"] == 2
+
+
 def test_shuffled_steps_keep_their_sizes():
     x, _ = batch()
     real, control = Gigpo().assign(x), Gigpo(shuffle_steps=True).assign(x)

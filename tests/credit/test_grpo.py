@@ -49,3 +49,14 @@ def test_mistakes_are_named():
         group_normalize(torch.zeros(1), one, one, statistics="step")
     with pytest.raises(ValueError, match="one shape"):
         group_normalize(torch.zeros(2), one, one)
+
+
+@pytest.mark.parametrize("statistics", ["row", "trajectory"])
+def test_the_order_of_the_rows_does_not_matter(statistics):
+    g = torch.Generator().manual_seed(0)
+    rewards, groups = torch.randn(12, generator=g), torch.randint(3, (12,), generator=g)
+    trajectories = groups * 10 + torch.randint(3, (12,), generator=g)
+    order = torch.randperm(12, generator=g)
+    mixed = group_normalize(rewards[order], groups[order], trajectories[order], statistics=statistics)
+    there = group_normalize(rewards, groups, trajectories, statistics=statistics)
+    torch.testing.assert_close(mixed, there[order], atol=1e-6, rtol=1e-6)

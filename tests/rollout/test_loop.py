@@ -41,6 +41,7 @@ def test_episode_is_recorded_turn_by_turn(chat: ChatFormat, kind: str) -> None:
     assert [turn.action for turn in t.turns] == ["hm", "open door", "open door", "open door"]
     assert [turn.is_valid for turn in t.turns] == [False, True, True, True]
     assert t.invalid_turns == 1
+    assert [turn.reward for turn in t.turns] == [0.0, 0.0, 0.0, 1.0]
     assert [turn.observation[:6] for turn in t.turns] == ["0 open", "0 open", "1 open", "2 open"]
     assert [turn.response for turn in t.turns] == script
     for turn in t.turns:

@@ -8,11 +8,11 @@ from typing import ClassVar
 import pytest
 import torch
 
-from stepopsd.credit import AuxiliaryLoss, CreditMethod, CreditResult, base
+from stepopsd.credit import AuxiliaryLoss, CreditMethod, CreditResult, base, create, registered
 from stepopsd.credit.base import broadcast_advantages
 from stepopsd.train import credit_config, extras
 from stepopsd.train.config import RunConfig
-from stepopsd.train.config_io import from_tree
+from stepopsd.train.config_io import from_tree, to_tree
 from tests.train.test_trainer import config, log, model, parameters, train
 
 __all__ = ["model"]  # the fixture
@@ -119,3 +119,41 @@ def test_a_teacher_that_is_told_nothing_is_refused(name):
     section = {"hindsight": {"peer": False, "rows_without_peer": "skip"}}
     with pytest.raises(ValueError, match=f"credit.{name}.hindsight.peer must be true where rows_without_peer is skip"):
         from_tree(RunConfig, {"credit": {"name": name, name: section}})
+
+
+@pytest.mark.parametrize("name", ["stepopsd", "rlsd", "sdar"])
+def test_the_shuffled_teacher_keeps_gaps_and_trains_otherwise(model, tmp_path, name):
+    told = {"label": True, "rows_without_peer": "score"}
+    options = {"name": name, "lambda_mix": 1.0, "sdar": {"coefficient": 1.0, "hindsight": told}}
+
+    def run(control):
+        credit = {**options, "control": control}
+        return train(config(tmp_path / control, model, credit=credit, optim={"updates": 1}))
+
+    real, control = run("none"), run("shuffled_teacher")
+    statistic = "sdar/gap_mean" if name == "sdar" else "delta/std"
+    assert log(real)[0][statistic] != 0
+    assert log(control)[0][statistic] == pytest.approx(log(real)[0][statistic], rel=1e-3)
+    assert not torch.equal(parameters(real), parameters(control))
+
+
+@pytest.mark.parametrize(
+    ("name", "control", "message"),
+    [
+        ("grpo", "shuffled_teacher", "needs a teacher: credit.name grpo has none"),
+        ("gigpo", "shuffled_teacher", "needs a teacher: credit.name gigpo has none"),
+        ("grpo+opsd", "shuffled_teacher", "credit.name opsd compares whole distributions"),
+        ("stepopsd+opsd", "shuffled_teacher", "credit.name opsd compares whole distributions"),
+        ("opsd", "shuffled_advantages", "needs rewards: credit.name opsd has none"),
+    ],
+)
+def test_controls_that_would_change_nothing_are_refused(name, control, message):
+    live = credit_config.OpsdConfig(teacher="live")
+    with pytest.raises(ValueError, match=message):
+        credit_config.CreditConfig(name=name, control=control, opsd=live)
+
+
+def test_the_configuration_knows_who_compares_distributions():
+    options = to_tree(credit_config.CreditConfig())
+    reading = {name for name in registered() if create(name, options).reads_teacher_states}
+    assert reading == set(credit_config.READ_STATES)

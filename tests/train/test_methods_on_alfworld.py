@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from importlib.util import find_spec
 
 import pytest
 import yaml
 
-from stepopsd.cli import main
 from stepopsd.experiments.demo import PRESET
 from stepopsd.experiments.warmstart import BUNDLED_MODEL
+from tests.train.method_cases import METHODS, train_two_updates
 
 # Not importorskip: importing alfworld sets ALFWORLD_DATA for the whole test run.
 pytestmark = pytest.mark.skipif(find_spec("alfworld") is None, reason="the engine is not installed")
 
-#: ``credit.name`` -> a metric that is there, and not 0, where the method did something.
-METHODS = {
-    "grpo": "advantage/std",
-    "rlsd": "weight/std",
-    "sdar": "sdar/gate_mean",
-    "opsd": "opsd/divergence",
-    "rlsd+sdar": "rlsd/weight/std",
-    "grpo+opsd": "shaped/std",
+JOINED = {
+    "rlsd+sdar": ("--credit.name rlsd+sdar", "rlsd/weight/std"),
+    "grpo+opsd": ("--credit.name grpo+opsd", "shaped/std"),
 }
 
 
@@ -30,8 +24,8 @@ METHODS = {
 def preset(tmp_path_factory):
     """The demo's configuration on fewer and shorter episodes."""
     tree = yaml.safe_load(PRESET.read_text())
-    tree["env"] |= {"train_games": 3, "eval_splits": ["seen"], "max_steps": 12, "workers": 0}
-    tree["rollout"] |= {"groups": 3, "group_size": 4}
+    tree["env"] |= {"train_games": 2, "eval_splits": [], "max_steps": 12, "workers": 0}
+    tree["rollout"] |= {"groups": 2, "group_size": 4}
     tree["optim"] |= {"updates": 2, "old_logprobs": "recompute"}
     tree["eval"] |= {"every": 0, "games": 1, "samples": 1}
     path = tmp_path_factory.mktemp("preset") / "run.yaml"
@@ -39,9 +33,7 @@ def preset(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize(("name", "evidence"), METHODS.items())
-def test_a_run_of_the_command_line_trains(preset, tmp_path, name, evidence):
-    assert main(["train", "--config", str(preset), "--run-dir", str(tmp_path), "--credit.name", name]) == 0
-    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [r["update"] for r in records] == [1, 2]
+@pytest.mark.parametrize(("options", "evidence"), (METHODS | JOINED).values(), ids=METHODS | JOINED)
+def test_a_run_of_the_command_line_trains(preset, tmp_path, options, evidence):
+    records = train_two_updates(preset, tmp_path, options)
     assert any(r["mixed_groups"] > 0 and r["grad_norm"] > 0 and r[evidence] != 0 for r in records)

@@ -92,7 +92,8 @@ def test_both_layouts_give_a_turn_the_same():
 
 
 def test_similar_observations_are_one_anchor_only_on_request():
-    texts = ["you see a mug 1 and a pan 2", "you see a mug 1 and a pan 3", "nothing happens", "you see a mug 1 and a pan 2"]
+    first, alike = "you see a mug 1 and a pan 2", "you see a mug 1 and a pan 3"
+    texts = [first, alike, "nothing happens", first]
     one = [episode(0, 0, "turn", *((text, 0.0, True) for text in texts))]
     assert anchors_of(one) == [[0, 1, 2, 0]]
     assert anchors_of(one, similarity=0.9) == [[0, 0, 1, 0]]
