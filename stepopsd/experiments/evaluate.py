@@ -40,7 +40,7 @@ def evaluate(config: RunConfig, *, say: Callable[[str], None] = print) -> Path:
     Raises:
         ImportError: pyarrow is missing; found before anything is played.
         FileNotFoundError: Games of a split are missing.
-        ValueError: ``run_dir`` holds a training run.
+        ValueError: ``run_dir`` holds a training run, a game cannot be read or won, or prompts exceed the context.
 
     Example:
         >>> evaluate(replace(config, run_dir="runs/eval"))     # doctest: +SKIP
@@ -58,6 +58,7 @@ def evaluate(config: RunConfig, *, say: Callable[[str], None] = print) -> Path:
         split: panel_of_update(tasks_of(config.env, split), config.eval, UPDATE) for split in config.env.eval_splits
     }
     episodes, model = _player(config)
+    episodes.require_window([task for tasks in panels.values() for task in tasks])
     out.mkdir(parents=True, exist_ok=True)
     for stale in (EPISODES, SUMMARY, SEARCH_TABLE):
         (out / stale).unlink(missing_ok=True)

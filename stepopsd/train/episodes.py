@@ -20,7 +20,7 @@ from stepopsd.rollout.limits import Limits
 from stepopsd.rollout.loop import Job, group_jobs, run_episodes
 from stepopsd.rollout.records import Trajectory
 from stepopsd.train.config import EnvConfig, RunConfig
-from stepopsd.train.format import chat_of, check_history, prompting_of
+from stepopsd.train.format import chat_of, prompting_of
 from stepopsd.train.policy import Policy
 from stepopsd.train.search import (
     Usage,
@@ -30,6 +30,7 @@ from stepopsd.train.search import (
     search_rules,
     search_tasks,
 )
+from stepopsd.train.windows import require_window
 
 
 def tasks_of(config: EnvConfig, split: str) -> list[Task]:
@@ -70,6 +71,15 @@ class Episodes:
         self.retriever = retriever
         self.usage = Usage(self.retriever)
         self._pool: EnvPool | None = None
+
+    def require_window(self, tasks: Sequence[Task]) -> None:
+        """Raises ValueError, naming a game, where prompts with a full history window exceed ``max_prompt_tokens``."""
+        if self._env.name == "alfworld":
+            env = AlfworldEnv()
+            try:
+                require_window(env, self.context, self.limits, tasks, self._env.history)
+            finally:
+                env.close()
 
     def play(
         self,
@@ -149,7 +159,6 @@ def _context(config: RunConfig, policy: Policy) -> ContextPolicy:
         return search_context(config, chat)
     prompting = prompting_of(config.env, chat)
     if config.rollout.context == "turn":
-        check_history(config.env, config.rollout, chat, prompting)
         return TurnContext(chat, prompting)
     return DialogueContext(chat, prompting)
 

@@ -72,6 +72,7 @@ class Trainer:
         self.policy = load_policy(config.model, self.accelerator.device)
         self.policy.model.eval()
         self.episodes = Episodes(config, self.policy, retriever)
+        self.episodes.require_window(self.tasks)
         self.credit = Credit(config, self.policy)
         method = self.credit.brancher
         lagged = method is not None and method.branching == "lagged"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,22 @@ def test_it_recovers_from_random_actions_in_between(tmp_path):
     env = AlfworldEnv()
     tasks = [write_task(game, tmp_path) for game in iter_games(11, 36)]
     assert sum(play(env, task, noise=0.15) for task in tasks) >= 34
+
+
+def test_it_wins_generated_games_as_they_are_drawn(tmp_path):
+    pytest.importorskip("textworld")
+    from stepopsd.envs.alfworld import AlfworldEnv
+    from stepopsd.envs.games.generator import Difficulty, iter_games
+    from stepopsd.envs.games.make import write_task
+
+    env = AlfworldEnv()
+    games = [
+        *iter_games(23, 12, split="unseen"),
+        *iter_games(23, 6, size="full", split="unseen"),
+        *islice((game for game in iter_games(29, size="full", difficulty=Difficulty(sliced=1.0)) if game.sliced), 3),
+    ]
+    tasks = [write_task(game, tmp_path / f"{game.size}-{game.sliced}") for game in games]
+    assert [task.task_id for task in tasks if not play(env, task, noise=0.0)] == []
 
 
 # Existence is checked, not the variable: importing alfworld anywhere points it at an empty cache folder.

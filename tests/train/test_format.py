@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from stepopsd.rollout.rows import build_rows, with_copies
-from stepopsd.train.config import EnvConfig, RolloutConfig
-from stepopsd.train.format import chat_of, check_history, prompting_of
+from stepopsd.train.config import EnvConfig
+from stepopsd.train.format import chat_of, prompting_of
 from stepopsd.train.trainer import Trainer
 from tests.experiments.tiny_chat import QWEN2_TEMPLATE, QWEN3_TEMPLATE, tokenizer
 from tests.rollout.test_rows import dialogue
@@ -37,17 +37,7 @@ def test_a_think_block_is_demanded_of_whoever_can_give_it(template, env, bare_is
     assert prompting.parse(REASONED).is_valid
 
 
-def test_a_window_that_never_fits_is_an_error():
-    env, rollout = EnvConfig(history=40), RolloutConfig(max_prompt_tokens=512)
-    chat = chat_of(env, tokenizer(QWEN2_TEMPLATE))
-    message = r"env\.history=40 must fit rollout\.max_prompt_tokens=512: a prompt with 40 past steps has at least"
-    with pytest.raises(ValueError, match=message):
-        check_history(env, rollout, chat, prompting_of(env, chat))
-    check_history(replace(env, max_steps=3), rollout, chat, prompting_of(env, chat))  # no episode has 40 past steps
-    check_history(replace(env, history=2), rollout, chat, prompting_of(replace(env, history=2), chat))
-
-
-def test_it_is_found_before_training_starts(model, tmp_path):
+def test_a_window_that_never_fits_is_found_before_training_starts(model, tmp_path):
     rollout = {"context": "turn", "max_prompt_tokens": 20, "max_response_tokens": 4, "groups": 4, "group_size": 4}
     run = config(tmp_path / "run", model, env={"history": 30, "max_steps": 40}, rollout=rollout)
     with pytest.raises(ValueError, match=r"env\.history=30 must fit"):
