@@ -72,6 +72,22 @@ def test_receptacles_that_share_a_location_are_examined_where_one_stands():
     assert expert.act(Observation(text, beside)) == "examine stoveburner 1"
 
 
+def test_of_two_closed_targets_it_opens_one_instead_of_walking_between_them():
+    expert = HandExpert("move two mug to the cabinet.")
+    places = ("cabinet 1", "cabinet 2", "garbagecan 1")
+    intro = INTRO.partition("a cabinet 2")[0] + "a cabinet 2, a cabinet 1, and a garbagecan 1."
+    go = tuple(f"go to {place}" for place in places)
+    text, here, visits = intro, (), []
+    while len(visits) < 4 and not (visits and visits[-1].startswith("open")):
+        visits.append(expert.act(Observation(text, (*go, *here, "look"))))
+        place = visits[-1].removeprefix("go to ").removeprefix("open ")
+        text = f"You arrive at {place}. The {place} is closed."
+        here = (f"examine {place}", f"open {place}")
+        if place.startswith("garbagecan"):
+            text, here = f"You arrive at {place}. On the {place}, you see nothing.", (f"examine {place}",)
+    assert visits[-1].startswith("open cabinet")
+
+
 def test_what_it_cannot_use_is_refused():
     with pytest.raises(ValueError, match="admissible actions, got none"):
         HandExpert("move a pot to the cabinet.").act(Observation(INTRO))

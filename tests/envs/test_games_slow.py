@@ -16,7 +16,7 @@ from stepopsd.envs.games.check import check_games
 from stepopsd.envs.games.generator import Difficulty, iter_games
 from stepopsd.envs.games.goals import TASK_TYPES
 from stepopsd.envs.games.make import write_task
-from stepopsd.envs.games.verify import checker
+from stepopsd.envs.games.verify import STEP_LIMIT, checker
 
 pytestmark = pytest.mark.slow
 # Existence is checked, not the variable: importing alfworld anywhere points it at an empty cache folder.
@@ -30,10 +30,12 @@ def test_expert_and_walkthrough_win_every_generated_game(tmp_path):
         *iter_games(17, 60, size="tiny", split="unseen"),
     ]
     tasks = [write_task(game, tmp_path / f"{game.size}-{int(game.sliced)}") for game in games]
-    with checker(workers=2) as check:
+    with checker(workers=2, expert_limit=100) as check:
         verdicts = dict(zip((task.source for task in tasks), check(tasks), strict=True))
     assert len(verdicts) == 240
     assert [s for s, v in verdicts.items() if v.walkthrough_steps is None or v.expert_steps is None] == []
+    # As drawn, before the generator puts aside what takes the expert more than 50 steps.
+    assert sum(v.expert_steps <= STEP_LIMIT for v in verdicts.values()) >= 238
 
 
 @pytest.mark.skipif(not (OFFICIAL / "valid_seen").is_dir(), reason="needs the official games")

@@ -153,9 +153,11 @@ class HandExpert:
     def _kept_places(self) -> set[str]:
         """Places whose wanted things count already, so that they stay there."""
         if self.goal.task_type == "pick_and_place_simple":
-            return set(self._targets())
+            return set(self._target_places())
         if self.goal.task_type == "pick_two_obj_and_place":
-            return set(self._targets()[:1])
+            # Whatever place the agent stands at: a choice that follows it would send it to and fro.
+            best = sorted(self._target_places(), key=lambda p: (-self._count(p), p not in self._contents))
+            return set(best[:1])
         return set()
 
     def _change(self) -> str:
@@ -175,8 +177,12 @@ class HandExpert:
 
     def _targets(self) -> list[str]:
         """Places where the wanted thing may go, best first: where some already are, then here, then in order."""
-        places = [place for place in self._places if kind_of(place) == self.goal.target]
-        return sorted(places, key=lambda p: (-self._count(p), not self._at(p), p not in self._contents))
+        return sorted(
+            self._target_places(), key=lambda p: (-self._count(p), not self._at(p), p not in self._contents)
+        )
+
+    def _target_places(self) -> list[str]:
+        return [place for place in self._places if kind_of(place) == self.goal.target]
 
     def _put_down(self, places: list[str]) -> str:
         assert self._holding is not None
