@@ -18,7 +18,7 @@ from stepopsd.envs.games.goals import TASK_TYPES
 from stepopsd.envs.games.make import write_task
 from stepopsd.envs.games.verify import STEP_LIMIT, checker
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 # Existence is checked, not the variable: importing alfworld anywhere points it at an empty cache folder.
 OFFICIAL = Path(os.environ.get("ALFWORLD_DATA", "")) / "json_2.1.1"
 
