@@ -14,11 +14,14 @@ from functools import cache, lru_cache
 from types import SimpleNamespace
 from typing import Any
 
+from stepopsd.envs.alfworld.facts import indexed_state
 from stepopsd.envs.alfworld.planner import Planner, PlannerInput
 from stepopsd.envs.alfworld.private import private_copy
 
 #: Releases whose sources were read for the names rebound below.
 KNOWN_VERSIONS = {"textworld": ("1.7.0",), "fast-downward-textworld": ("20.6.4",)}
+#: Facts that TextWorld's table of all facts ever seen, about 1,000 a game, may hold.
+REMEMBERED_FACTS = 50_000
 #: Games whose translation and grammar are kept, least recently used out first.
 CACHED_GAMES = 48
 
@@ -44,22 +47,38 @@ def memoised_pddl_env() -> Any:
     """TextWorld's ``PddlEnv`` class from private module copies in which repeated work is done once."""
     module = private_copy("textworld.envs.pddl.pddl")
     logic = _memoised_logic(_memoised_textgen())
+    new_state = indexed_state(logic.PddlState)
+    beginning = lru_cache(maxsize=CACHED_GAMES)(lambda problem, game_logic: SimpleNamespace(state=None))
 
     def pddl_state(library: Planner, problem: str, game_logic: Any) -> Any:
         state, library.untouched_state = library.untouched_state, None
         if state is not None and state.pddl_problem is problem and state._logic is game_logic:
             return state
-        return logic.PddlState(library, problem, game_logic)
+        kept = beginning(problem, game_logic)
+        if kept.state is not None:
+            return kept.state.restart(library)
+        state = new_state(library, problem, game_logic)
+        kept.state = state.snapshot()
+        return state
 
     class MemoisedPddlEnv(module.PddlEnv):  # type: ignore[name-defined]
         def load(self, game: Any) -> None:
             """The state built here is only read for names, so the first reset need not build it again."""
+            _forget_old_facts()
             super().load(game)
             self.downward_lib.untouched_state = self._pddl_state
 
     module.pddl_logic = SimpleNamespace(GameLogic=logic.GameLogic, PddlState=pddl_state)
     module.fast_downward = SimpleNamespace(load_lib=Planner)
     return MemoisedPddlEnv
+
+
+def _forget_old_facts() -> None:
+    """The table saves making equal facts twice and nothing depends on it; it never forgets, about 0.7 MB a game."""
+    from mementos import core
+
+    if len(core._memento_cache) > REMEMBERED_FACTS:
+        core._memento_cache.clear()
 
 
 def _memoised_textgen() -> Any:
@@ -95,6 +114,7 @@ def _memoised_textgen() -> Any:
     # A rule is only read after parsing, so one object can serve every query with the same words.
     query = lru_cache(maxsize=8192)(module.Rule.parse_conjunctive_query)
     module.Rule = SimpleNamespace(parse_conjunctive_query=query)
+    module.check_flag = cache(module.check_flag)  # read from the environment at every symbol otherwise
     module.deepcopy = copy_symbols
     module.copy_context = copy_context
     module._parse_and_convert = parse_symbols
