@@ -146,6 +146,12 @@ class Episodes:
                 out[i] = chat.text(reply.ids), len(reply.ids)
         return out
 
+    def prepare(self, tasks: Sequence[Task], seeds: Sequence[int], members: int) -> None:
+        """Let environments without an episode start what ``play`` will be asked for next; changes no result."""
+        if self._pool is not None:
+            jobs = group_jobs(tasks, seeds, members)[: self._pool.size]
+            self._pool.prefetch([(job.task, job.seed) for job in jobs])
+
     def close(self) -> None:
         """Stop the environment workers."""
         if self._pool is not None:

@@ -145,6 +145,8 @@ class Trainer:
                 f"no episode of update {update} can be trained on; the first ended with "
                 f"{conductor.trajectories[0].status}: {conductor.trajectories[0].error}"
             )
+        if not self._due(update, self.config.eval.every):  # an evaluation plays others first
+            self.episodes.prepare(*self._drawn(update + 1), self.config.rollout.group_size)
         played = time.perf_counter()
         rows = build_rows(trajectories, span=self.config.credit.span)
         rows = with_copies(rows, self.config.optim.duplicate_rows_to, f"copies/{self.config.seed}/{update}")
@@ -202,12 +204,16 @@ class Trainer:
         self.metrics.append(record)
         return record
 
-    def _play(self, update: int) -> tuple[Conductor, Planned]:
+    def _drawn(self, update: int) -> tuple[list[Task], list[int]]:
+        """An update's tasks and seeds, one each per group."""
         groups = self.config.rollout.groups
         tasks = tasks_of_update(self.tasks, update, groups, self.config.seed)
-        seeds = [episode_seed(self.config.seed, update, g) for g in range(groups)]
+        return tasks, [episode_seed(self.config.seed, update, g) for g in range(groups)]
+
+    def _play(self, update: int) -> tuple[Conductor, Planned]:
+        groups = self.config.rollout.groups
         conductor = Conductor(
-            self.episodes, tasks, seeds,
+            self.episodes, *self._drawn(update),
             temperature=self.config.rollout.temperature, delimiter=self.credit.step_delimiter,
         )  # fmt: skip
         rng = random.Random(f"{self.config.seed}/{update}/plan")

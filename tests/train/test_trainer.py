@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from stepopsd.envs.pool import InlinePool
 from stepopsd.train import episodes
 from stepopsd.train.checkpoint import checkpoints
 from stepopsd.train.metrics import JsonLines
@@ -64,6 +65,27 @@ def test_a_run_ends_with_the_update_that_reaches_its_tokens(model, tmp_path):
     assert len(log(train(short))) == 3, "the same command finds it finished"
     more = train(replace(short, optim=replace(short.optim, generated_tokens=sum(tokens[:4]))))
     assert [r["tokens/generated"] for r in log(more)] == tokens[:4]
+
+
+def test_next_updates_episodes_are_announced_while_this_one_trains(model, tmp_path, monkeypatch):
+    """Not before an evaluation, which plays others first, nor after the last update."""
+    said = []
+
+    class Listening(InlinePool):
+        def reset(self, starts):
+            said.append(("reset", list(starts.values())))
+            return super().reset(starts)
+
+        def prefetch(self, upcoming):
+            if upcoming:
+                said.append(("announced", list(upcoming)))
+
+    monkeypatch.setattr(episodes, "InlinePool", Listening)
+    train(config(tmp_path / "run", model, optim={"updates": 4}, eval={"every": 3, "games": 2, "temperature": 1.0}))
+    announced = [index for index, (kind, _) in enumerate(said) if kind == "announced"]
+    assert len(announced) == 2, "after updates 1 and 2"
+    for index in announced:
+        assert said[index + 1] == ("reset", said[index][1])
 
 
 @pytest.mark.parametrize("context", ["dialogue", "turn"])
