@@ -17,6 +17,10 @@ from stepopsd.envs.slots import Failure, Move, SlotPool, TimeLimits, moves
 from stepopsd.envs.worker import Answer, Key, Worker, WorkerError, describe, play, usable_cores
 
 
+#: Seconds that the workers of a closed pool have together to leave by themselves.
+LEAVING_S = 2.0
+
+
 class InlinePool(SlotPool):
     """All environments in this process, played one after the other.
 
@@ -344,5 +348,6 @@ def _stop(lanes: list[Lane]) -> None:
     workers = [worker for lane in lanes for worker in lane.workers()]
     for worker in workers:
         worker.hang_up()
+    deadline = time.monotonic() + LEAVING_S
     for worker in workers:
-        worker.finish()
+        worker.finish(max(0.0, deadline - time.monotonic()))

@@ -123,7 +123,7 @@ class Worker:
         self._folder.cleanup()
         return True
 
-    def finish(self, grace_s: float = 2.0) -> None:
+    def finish(self, grace_s: float) -> None:
         """Wait for a process that was told to leave; kill it if it does not."""
         try:
             self._process.wait(grace_s)

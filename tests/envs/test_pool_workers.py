@@ -293,6 +293,18 @@ def test_as_many_workers_as_usable_cores() -> None:
     pool.close()
 
 
+def test_workers_that_do_not_leave_hold_up_the_end_together_not_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stepopsd.envs.pool.LEAVING_S", 1.0)
+    pool = ProcessPool(FakeEnv, 4, workers=4)
+    graces = []
+    for lane in pool._lanes:
+        lane.worker.finish = lambda grace_s, real=lane.worker.finish: graces.append(grace_s) or real(grace_s)  # type: ignore[method-assign]
+        os.kill(lane.worker.pid, signal.SIGSTOP)
+    pool.close()
+    assert graces[0] > 0.5
+    assert sum(graces) <= 1.0
+
+
 def test_released_slot_has_no_episode() -> None:
     for pool in (InlinePool(FakeEnv, 2), ProcessPool(FakeEnv, 2, workers=1)):
         start(pool)
