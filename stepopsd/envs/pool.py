@@ -16,7 +16,6 @@ from stepopsd.envs.replay import ReplayMismatch
 from stepopsd.envs.slots import Failure, Move, SlotPool, TimeLimits, moves
 from stepopsd.envs.worker import Answer, Key, Worker, WorkerError, describe, play, usable_cores
 
-
 #: Seconds that the workers of a closed pool have together to leave by themselves.
 LEAVING_S = 2.0
 
