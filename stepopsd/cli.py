@@ -52,7 +52,7 @@ def sft(args: Sequence[str]) -> int:
 
 
 def demo(args: Sequence[str]) -> int:
-    """GRPO and StepOPSD from one warm start on the bundled games, then a report."""
+    """GRPO and StepOPSD from one warm start, then a report: bundled games, or --env searchqa."""
     from stepopsd.experiments.demo import run_demo
 
     _typed(run_demo, args, "stepopsd demo")

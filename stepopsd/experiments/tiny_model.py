@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 UNKNOWN, PAD, USER, ASSISTANT, END = "<unk>", "<pad>", "<|user|>", "<|assistant|>", "<|end|>"
@@ -62,11 +62,12 @@ def vocabulary(texts: Iterable[str]) -> list[str]:
     return [*SPECIALS, *sorted(blank), *sorted(words | {" " + word for word in words})]
 
 
-def build_tokenizer(vocab: list[str]) -> PreTrainedTokenizerFast:
+def build_tokenizer(vocab: list[str], *, lowercase: bool = False) -> PreTrainedTokenizerFast:
     """A word-level tokenizer with a chat template; nothing is downloaded.
 
     Args:
         vocab: Distinct pieces in id order, starting with ``SPECIALS`` (see ``vocabulary``).
+        lowercase: Read all text in lower case; the pieces must be lower case then.
 
     Decoding joins the pieces, so text made of known pieces survives ``decode(encode(text))`` character for
     character, and the text of the first n ids is always a prefix of the whole text.
@@ -79,6 +80,8 @@ def build_tokenizer(vocab: list[str]) -> PreTrainedTokenizerFast:
     if len(set(vocab)) != len(vocab):
         raise ValueError(f"vocab must hold distinct pieces, got {len(vocab) - len(set(vocab))} repeated")
     core = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(vocab)}, unk_token=UNKNOWN))
+    if lowercase:
+        core.normalizer = normalizers.Lowercase()
     core.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECE), behavior="isolated")
     core.decoder = decoders.Fuse()
     core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIALS])

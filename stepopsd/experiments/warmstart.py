@@ -100,7 +100,9 @@ def collect(
     return found
 
 
-def training_row(chat: ChatFormat, demonstration: Demonstration, *, observation_weight: float) -> WeightedRow:
+def training_row(
+    chat: ChatFormat, demonstration: Demonstration, *, observation_weight: float, form: str = "<action>{}</action>"
+) -> WeightedRow:
     """A demonstration as the ids that a dialogue rollout would hold, with the loss weight of each.
 
     Imitated actions, with the id that ends the turn, weigh 1; the environment's words ``observation_weight``;
@@ -120,8 +122,8 @@ def training_row(chat: ChatFormat, demonstration: Demonstration, *, observation_
         add(chat.followup(message, response) if turn else chat.opening(message), observation_weight)
         if turn == demonstration.hint_turn:
             add(hint, 0.0)
-        action = f"<action>{demonstration.actions[turn]}</action>{END}"
-        response = tokenizer(action, add_special_tokens=False)["input_ids"]
+        action = form.format(demonstration.actions[turn])
+        response = tokenizer(f"{action}{END}", add_special_tokens=False)["input_ids"]
         add(response, float(demonstration.imitated[turn]))
     if demonstration.hint_turn < 0:  # where a teacher with prefix placement puts it: before the user's first words
         ids[1:1] = hint

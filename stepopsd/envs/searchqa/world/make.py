@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -103,11 +104,16 @@ class Facts:
         return (value, *self.by_name[value].aliases) if value in self.by_name else (value,)
 
 
-def make_world(config: WorldConfig | None = None) -> World:
+def make_world(config: WorldConfig | None = None, *, words: Sequence[str] = ()) -> World:
     """Make a world.
 
+    Args:
+        config: Everything it depends on.
+        words: Make names of these words instead of inventing some, so that worlds can share a vocabulary.
+
     Raises:
-        ValueError: The world is too small for so many questions; the message names the set and how many there are.
+        ValueError: The world is too small for so many questions, or has too few ``words``; the message says how many
+            there are.
 
     Example:
         >>> world = make_world(WorldConfig(persons=60, train=50, per_set=10))
@@ -117,7 +123,7 @@ def make_world(config: WorldConfig | None = None) -> World:
     from stepopsd.envs.searchqa.world.ask import ask_all
 
     config = config or WorldConfig()
-    facts = draw_facts(config)
+    facts = draw_facts(config, words=words)
     passages = tell(config, facts)
     return World(config, tuple(passages), ask_all(config, facts))
 
@@ -139,10 +145,10 @@ def write_world(world: World, out: Path) -> None:
     (out / "manifest.json").write_text(json.dumps(world.manifest(), indent=2) + "\n", encoding="utf-8")
 
 
-def draw_facts(config: WorldConfig) -> Facts:
+def draw_facts(config: WorldConfig, *, words: Sequence[str] = ()) -> Facts:
     """Entities, and one value for each of their relations."""
     rng = random.Random(f"world/{config.seed}/{config.persons}/{config.level == 'hard'}")
-    entities = draw_entities(rng, config.persons, namesakes=config.level == "hard")
+    entities = draw_entities(rng, config.persons, namesakes=config.level == "hard", words=words)
     values: dict[tuple[str, str], str] = {}
     for relation in RELATIONS.values():
         for index, entity in enumerate(entities[relation.subject]):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from stepopsd.envs.searchqa.world.relations import SHARES
@@ -26,23 +28,31 @@ class Entity:
     aliases: tuple[str, ...] = ()
 
 
-def draw_entities(rng: random.Random, persons: int, *, namesakes: bool) -> dict[str, list[Entity]]:
+def draw_entities(
+    rng: random.Random, persons: int, *, namesakes: bool, words: Sequence[str] = ()
+) -> dict[str, list[Entity]]:
     """Kind -> entities, persons first; with ``namesakes`` many persons share a family name.
 
-    Names grow longer with the world, so that their number never runs out.
+    Names grow longer with the world, so that their number never runs out; with ``words`` they are made of these.
+
+    Raises:
+        ValueError: There are fewer ``words`` than the world needs.
     """
     counts = {kind: max(low, round(share * persons)) for kind, (share, low) in SHARES.items()}
     families = max(8, persons // (12 if namesakes else 3))
     firsts = max(12, persons // 4)
-    words = _Words(rng, sum(counts.values()) + families + firsts)
-    first, family = [words.draw() for _ in range(firsts)], [words.draw() for _ in range(families)]
+    wanted = sum(counts.values()) + families + firsts
+    if words and len(words) < wanted:
+        raise ValueError(f"words must hold at least {wanted} for {persons} persons, got {len(words)}")
+    drawn = iter(rng.sample(words, wanted)) if words else _invented(rng, wanted)
+    first, family = [next(drawn) for _ in range(firsts)], [next(drawn) for _ in range(families)]
     pairs: dict[str, None] = {}
     while len(pairs) < persons:
         pairs.setdefault(f"{rng.choice(first)} {rng.choice(family)}")
     shorts = Counter(_short(name) for name in pairs)
     found = {"person": [Entity(n, "person", (_short(n),) if shorts[_short(n)] == 1 else ()) for n in pairs]}
     for kind, count in counts.items():
-        found[kind] = [_thing(kind, words.draw()) for _ in range(count)]
+        found[kind] = [_thing(kind, next(drawn)) for _ in range(count)]
     return found
 
 
@@ -56,21 +66,23 @@ def _thing(kind: str, word: str) -> Entity:
     return Entity(_FORMS[kind].format(word), kind, aliases.get(kind, ()))
 
 
-class _Words:
-    """Distinct invented words."""
+def name_words(entities: Mapping[str, Sequence[Entity]]) -> list[str]:
+    """The invented words in the names of entities, sorted."""
+    fixed = {word for form in _FORMS.values() for word in form.split()}
+    words = {word for group in entities.values() for entity in group for word in re.findall(r"\w+", entity.name)}
+    return sorted(words - fixed)
 
-    def __init__(self, rng: random.Random, wanted: int) -> None:
-        self._rng = rng
-        self._seen: set[str] = set()
-        syllable = len(_HEADS) * len(_VOWELS)
-        self._syllables = 2
-        while syllable**self._syllables * len(_TAILS) < 20 * wanted:
-            self._syllables += 1
 
-    def draw(self) -> str:
-        while True:
-            parts = [self._rng.choice(_HEADS) + self._rng.choice(_VOWELS) for _ in range(self._syllables)]
-            word = ("".join(parts) + self._rng.choice(_TAILS)).capitalize()
-            if word not in self._seen:
-                self._seen.add(word)
-                return word
+def _invented(rng: random.Random, wanted: int) -> Iterator[str]:
+    """Distinct words without end, long enough for ``wanted`` of them to be a small part of what there is."""
+    syllable = len(_HEADS) * len(_VOWELS)
+    syllables = 2
+    while syllable**syllables * len(_TAILS) < 20 * wanted:
+        syllables += 1
+    seen: set[str] = set()
+    while True:
+        parts = [rng.choice(_HEADS) + rng.choice(_VOWELS) for _ in range(syllables)]
+        word = ("".join(parts) + rng.choice(_TAILS)).capitalize()
+        if word not in seen:
+            seen.add(word)
+            yield word
