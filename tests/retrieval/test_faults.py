@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
@@ -38,6 +39,7 @@ def serving(folder, *arguments, port=0):
     process = subprocess.Popen(
         [*COMMAND, "serve", str(folder), "--port", str(port), *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # also where the tests run in the background
     )  # fmt: skip
     try:
         line = process.stdout.readline()

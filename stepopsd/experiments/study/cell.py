@@ -13,8 +13,7 @@ PATIENCE_S = 60.0
 
 def main() -> int:
     """Train the run of the YAML file that is the only argument, while standard input stays open."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the worker was started in the background
-    threading.Thread(target=_end_with_worker, daemon=True).start()
+    end_with_worker()
     from stepopsd.train.config_io import load_config
     from stepopsd.train.trainer import Trainer
 
@@ -25,8 +24,13 @@ def main() -> int:
     return 0
 
 
-def _end_with_worker() -> None:
+def end_with_worker() -> None:
     """Stop at a checkpoint when the worker is gone, however it went: two processes must never train one run."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the worker was started in the background
+    threading.Thread(target=_wait_for_end, daemon=True).start()
+
+
+def _wait_for_end() -> None:
     while os.read(0, 1024):
         continue
     os.kill(os.getpid(), signal.SIGINT)

@@ -18,9 +18,9 @@ from tests.experiments.study.conftest import SOURCE, read
 from tests.experiments.synthetic_runs import write_lines
 
 SLEEPER = """
-import os, time, threading
+import os, time
 from stepopsd.experiments.study import cell
-threading.Thread(target=cell._end_with_worker, daemon=True).start()
+cell.end_with_worker()
 print("pid", os.getpid(), flush=True)
 time.sleep(60)
 """
