@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from stepopsd.train import episodes
 from stepopsd.train.policy import Policy
+from tests.train.toy import TASKS, WordGame
 
 WORDS = (
     "<pad> <unk> <|im_start|> <|im_end|> user assistant look go to shelf cup <hindsight> </hindsight> "
@@ -40,3 +44,14 @@ def make_policy(seed: int = 0) -> Policy:
 @pytest.fixture
 def policy() -> Policy:
     return make_policy()
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The tiny policy in a folder, and a trainer that plays the word game with it."""
+    monkeypatch.setattr(episodes, "AlfworldEnv", WordGame)
+    monkeypatch.setattr("stepopsd.train.trainer.tasks_of", lambda env, split: TASKS)
+    policy = make_policy()
+    policy.model.save_pretrained(tmp_path / "model")
+    policy.tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"

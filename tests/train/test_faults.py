@@ -10,25 +10,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stepopsd.train import checkpoint, episodes
+from stepopsd.train import checkpoint
 from stepopsd.train.checkpoint import checkpoints
 from stepopsd.train.memory import halving
 from stepopsd.train.policy import Policy
 from stepopsd.train.step import PolicyStep
 from stepopsd.train.trainer import Trainer
-from tests.train.conftest import make_policy
-from tests.train.toy import TASKS, WordGame, config
+from tests.train.toy import config
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.setattr(episodes, "AlfworldEnv", WordGame)
-    monkeypatch.setattr("stepopsd.train.trainer.tasks_of", lambda env, split: TASKS)
-    policy = make_policy()
-    policy.model.save_pretrained(tmp_path / "model")
-    policy.tokenizer.save_pretrained(tmp_path / "model")
+def run(model, tmp_path):
     credit = {"name": "stepopsd", "lambda_mix": 1.0, "alpha_clip": 0.9}
-    return config(tmp_path / "run", tmp_path / "model", credit=credit, loss={"kl_coef": 0.01})
+    return config(tmp_path / "run", model, credit=credit, loss={"kl_coef": 0.01})
 
 
 def train(run):

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from stepopsd.cli import main
-from stepopsd.train import deadline, episodes
+from stepopsd.train import deadline
 from stepopsd.train.checkpoint import checkpoints, load_checkpoint
 from stepopsd.train.config_io import dump_config, load_config
 from stepopsd.train.deadline import Deadline, DeadlineReached
@@ -24,8 +24,7 @@ from stepopsd.train.episodes import Episodes
 from stepopsd.train.interrupts import Stop
 from stepopsd.train.step import PolicyStep
 from stepopsd.train.trainer import Trainer
-from tests.train.conftest import make_policy
-from tests.train.toy import TASKS, WordGame, config
+from tests.train.toy import config
 
 CREDIT = {"name": "stepopsd", "teacher_refresh_every": 2, "lambda_mix": 1.0, "alpha_clip": 0.9}
 KILLS = 10
@@ -40,16 +39,6 @@ sys.modules["stepopsd.train.trainer"].tasks_of = lambda env, split: TASKS
 torch.set_num_threads(1)
 Trainer(load_config(sys.argv[1])).run()
 """
-
-
-@pytest.fixture
-def model(tmp_path, monkeypatch):
-    monkeypatch.setattr(episodes, "AlfworldEnv", WordGame)
-    monkeypatch.setattr("stepopsd.train.trainer.tasks_of", lambda env, split: TASKS)
-    policy = make_policy()
-    policy.model.save_pretrained(tmp_path / "model")
-    policy.tokenizer.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
 
 
 @pytest.fixture

@@ -15,17 +15,7 @@ from stepopsd.train.metrics import JsonLines
 from stepopsd.train.progress import Progress
 from stepopsd.train.trainer import Trainer
 from tests.train.conftest import make_policy
-from tests.train.toy import TASKS, WordGame, config
-
-
-@pytest.fixture
-def model(tmp_path, monkeypatch):
-    monkeypatch.setattr(episodes, "AlfworldEnv", WordGame)
-    monkeypatch.setattr("stepopsd.train.trainer.tasks_of", lambda env, split: TASKS)
-    policy = make_policy()
-    policy.model.save_pretrained(tmp_path / "model")
-    policy.tokenizer.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+from tests.train.toy import TASKS, config
 
 
 def train(run):

@@ -2,20 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from stepopsd.experiments.bench.contenders import Contender, epilogue
+from stepopsd.experiments.bench.memory import free_memory
 from stepopsd.experiments.bench.rows import Case, Rows
 
 CHECKED_ROWS = 64
 TOLERANCE = 1e-4
+T = TypeVar("T")
 
 
 class WrongResult(Exception):
     """A contender disagrees with float64: its time would mean nothing."""
+
+
+def tried(check: Callable[[], T], workspace: float, device: str) -> T | dict[str, Any]:
+    """The result of a contender's check, or the part of its record that says why it is not timed.
+
+    Args:
+        check: Runs the contender and compares it with float64.
+        workspace: Bytes that it needs beyond the inputs.
+        device: Where it runs.
+    """
+    if workspace > 0.95 * free_memory(device):
+        return {"error": f"needs about {workspace / 2**30:.0f} GiB beyond the inputs"}
+    try:
+        return check()
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return {"error": "out of memory"}
+    except WrongResult as wrong:
+        return {"error": str(wrong), "wrong": True}
+    except Exception as error:  # whatever a contender of another package dies of must not end the others' run
+        if device == "cuda":
+            torch.cuda.synchronize()  # raises where the device itself is lost
+        lines = str(error).strip().splitlines() or [""]
+        return {"error": f"{type(error).__name__}: {lines[0][:200]}"}
 
 
 @dataclass(frozen=True)

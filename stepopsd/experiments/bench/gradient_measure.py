@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from stepopsd.experiments.bench import machine
-from stepopsd.experiments.bench.check import WrongResult
+from stepopsd.experiments.bench.check import tried
 from stepopsd.experiments.bench.gradient_check import Truth, differentiate, truth, verify_gradients
 from stepopsd.experiments.bench.learners import Learner, Learners
 from stepopsd.experiments.bench.limits import cpu_read, cuda_read
@@ -111,23 +111,13 @@ def _products(x: Problem) -> Callable[[], object]:
 def _checked(learner: Learner, x: Problem, device: str, want: Truth) -> dict[str, Any]:
     """The contender's record with its errors against float64, or with the reason why it is not timed."""
     record: dict[str, Any] = {"contender": learner.name, "ours": learner.ours}
-    need = learner.workspace * x.case.rows * x.case.vocab
-    if need > 0.95 * free_memory(device):
-        return {**record, "error": f"needs about {need / 2**30:.0f} GiB beyond the inputs"}
     try:
-        agreement = verify_gradients(learner, x, want)
-    except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        return {**record, "error": "out of memory"}
-    except WrongResult as wrong:
-        return {**record, "error": str(wrong), "wrong": True}
-    except Exception as error:  # whatever a contender of another package dies of must not end the others' run
-        if device == "cuda":
-            torch.cuda.synchronize()  # raises where the device itself is lost
-        lines = str(error).strip().splitlines() or [""]
-        return {**record, "error": f"{type(error).__name__}: {lines[0][:200]}"}
+        need = learner.workspace * x.case.rows * x.case.vocab
+        agreement = tried(lambda: verify_gradients(learner, x, want), need, device)
     finally:
         x.refresh()
+    if isinstance(agreement, dict):
+        return record | agreement
     found: dict[str, float | None] = {"difference": agreement.error, "allowed": agreement.allowed}
     if agreement.gradient_error is not None:
         found |= {"gradient_difference": agreement.gradient_error, "gradient_allowed": agreement.gradient_allowed}

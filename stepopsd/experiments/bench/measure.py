@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from stepopsd.experiments.bench import machine
-from stepopsd.experiments.bench.check import WrongResult, verify
+from stepopsd.experiments.bench.check import tried, verify
 from stepopsd.experiments.bench.contenders import Contender, Field
 from stepopsd.experiments.bench.limits import READ, reader
 from stepopsd.experiments.bench.memory import cache_bytes, extra_memory, free_memory
@@ -80,21 +80,9 @@ def _sets(case: Case, device: str) -> int:
 def _checked(contender: Contender, case: Case, device: str, x: Rows) -> dict[str, Any]:
     """The contender's record with its error against float64, or with the reason why it is not timed."""
     record: dict[str, Any] = {"contender": contender.name, "ours": contender.ours}
-    need = contender.workspace * case.rows * case.vocab
-    if need > 0.95 * free_memory(device):
-        return {**record, "error": f"needs about {need / 2**30:.0f} GiB beyond the inputs"}
-    try:
-        agreement = verify(contender, case, x)
-    except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        return {**record, "error": "out of memory"}
-    except WrongResult as wrong:
-        return {**record, "error": str(wrong), "wrong": True}
-    except Exception as error:  # whatever a contender of another package dies of must not end the others' run
-        if device == "cuda":
-            torch.cuda.synchronize()  # raises where the device itself is lost
-        lines = str(error).strip().splitlines() or [""]
-        return {**record, "error": f"{type(error).__name__}: {lines[0][:200]}"}
+    agreement = tried(lambda: verify(contender, case, x), contender.workspace * case.rows * case.vocab, device)
+    if isinstance(agreement, dict):
+        return record | agreement
     return {**record, "difference": agreement.error, "allowed": agreement.allowed}
 
 
