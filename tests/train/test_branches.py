@@ -14,10 +14,10 @@ from stepopsd.train.config_io import from_tree
 from stepopsd.train.plan import sampled_tokens
 from stepopsd.train.trainer import Trainer
 from tests.train.test_plan import watched
-from tests.train.test_trainer import config, log, model, parameters, train
+from tests.train.test_trainer import config, log, parameters, train
 from tests.train.toy import WordGame
 
-__all__ = ["model", "watched"]  # fixtures
+__all__ = ["watched"]  # the fixture
 
 
 @pytest.fixture

@@ -13,9 +13,7 @@ from stepopsd.credit.base import broadcast_advantages
 from stepopsd.train import credit_config, extras
 from stepopsd.train.config import RunConfig
 from stepopsd.train.config_io import from_tree, to_tree
-from tests.train.test_trainer import config, log, model, parameters, train
-
-__all__ = ["model"]  # the fixture
+from tests.train.test_trainer import config, log, parameters, train
 
 
 @dataclass(frozen=True)

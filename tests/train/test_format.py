@@ -12,9 +12,8 @@ from stepopsd.train.format import chat_of, prompting_of
 from stepopsd.train.trainer import Trainer
 from tests.experiments.tiny_chat import QWEN2_TEMPLATE, QWEN3_TEMPLATE, tokenizer
 from tests.rollout.test_rows import dialogue
-from tests.train.test_trainer import config, model, parameters, train
+from tests.train.test_trainer import config, parameters, train
 
-__all__ = ["model"]  # the fixture
 ACTION = "<action>look</action>"
 REASONED = f"<think>hm</think>{ACTION}"
 

@@ -11,9 +11,7 @@ from stepopsd.train.config_io import from_tree
 from stepopsd.train.credit_config import CreditConfig
 from stepopsd.train.outcome import reasoning_and_answer
 from stepopsd.train.trainer import Trainer
-from tests.train.test_trainer import config, log, model, train
-
-__all__ = ["model"]  # the fixture
+from tests.train.test_trainer import config, log, train
 
 
 def test_the_last_span_is_the_answer():

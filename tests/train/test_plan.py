@@ -18,10 +18,8 @@ from stepopsd.train.plan import steps_of
 from stepopsd.train.policy import Policy
 from stepopsd.train.step import PolicyStep
 from tests.train.conftest import make_policy
-from tests.train.test_trainer import config, log, model, parameters, train
+from tests.train.test_trainer import config, log, parameters, train
 from tests.train.toy import WordGame
-
-__all__ = ["model"]  # the fixture
 
 RESETS = {"resets": {"n_reset": 4, "n_probes": 2, "localiser_tokens": 4}}
 

@@ -14,9 +14,7 @@ from stepopsd.train.config_io import from_tree
 from stepopsd.train.policy import Policy
 from stepopsd.train.step import PolicyStep
 from tests.train.conftest import make_policy
-from tests.train.test_trainer import config, log, model, train
-
-__all__ = ["model"]  # the fixture
+from tests.train.test_trainer import config, log, train
 
 LOSSES = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "reinforce")
 

@@ -16,9 +16,7 @@ from stepopsd.train.config import RunConfig
 from stepopsd.train.config_io import from_tree
 from stepopsd.train.extras import Played, gather
 from stepopsd.train.turns import anchors_of
-from tests.train.test_trainer import config, log, model, parameters, train
-
-__all__ = ["model"]  # the fixture
+from tests.train.test_trainer import config, log, parameters, train
 
 TASK = Task("t", "toy", "kind", "train", "")
 LOSS = {"loss": {"reward_scale": 2.0, "invalid_action_penalty": 0.5}}
