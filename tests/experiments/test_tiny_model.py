@@ -116,6 +116,20 @@ def test_model_depends_on_its_seed_alone(tokenizer):
     assert not torch.equal(first.model.embed_tokens.weight, other.model.embed_tokens.weight)
 
 
+def test_layers_drawn_by_their_inputs(tokenizer):
+    size = {"width": 64, "layers": 1, "heads": 2, "mlp": 256}
+    state = torch.get_rng_state()
+    first, again = (build_model(tokenizer, TinyModelConfig(**size, fan_in=True), seed=3) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    block = first.model.layers[0]
+    for layer in (block.self_attn.q_proj, block.mlp.up_proj, block.mlp.down_proj):
+        assert layer.weight.std().item() == pytest.approx(layer.in_features**-0.5, rel=0.1)
+    assert first.model.embed_tokens.weight.std().item() == pytest.approx(0.1, rel=0.1)
+    assert first.lm_head.weight is first.model.embed_tokens.weight
+    assert torch.equal(block.input_layernorm.weight, torch.ones(64))
+
+
 def test_saved_folder_loads_without_a_network(tokenizer, tmp_path):
     model = build_model(tokenizer, TinyModelConfig(width=16, layers=1, heads=2, mlp=32))
     save(model, tokenizer, tmp_path)
