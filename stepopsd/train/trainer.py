@@ -16,13 +16,13 @@ from stepopsd.credit.grpo import group_normalize
 from stepopsd.credit.plan import Planned
 from stepopsd.envs.base import Task
 from stepopsd.retrieval import RetrieverError
-from stepopsd.rollout.records import UNUSABLE, Batch, Row, Trajectory
+from stepopsd.rollout.records import Batch, Row
 from stepopsd.rollout.rows import build_rows, collate, with_copies
 from stepopsd.train.branches import Branches
 from stepopsd.train.checkpoint import TrainState, checkpoints, load_checkpoint, newest_whole, save_checkpoint
 from stepopsd.train.config import RunConfig
 from stepopsd.train.config_io import differences, dump_config, load_config
-from stepopsd.train.credit import Assigned, Credit
+from stepopsd.train.credit import Credit
 from stepopsd.train.deadline import Deadline, DeadlineReached
 from stepopsd.train.episodes import Episodes, tasks_of, world
 from stepopsd.train.evaluation import episodes_of_panel, panel, panel_of_update, play_panel, success_by_kind
@@ -32,6 +32,7 @@ from stepopsd.train.metrics import JsonLines
 from stepopsd.train.needs import check_replay
 from stepopsd.train.plan import Conductor
 from stepopsd.train.policy import load_policy
+from stepopsd.train.prepared import Prepared, rollout_metrics
 from stepopsd.train.progress import Progress
 from stepopsd.train.provenance import provenance
 from stepopsd.train.search import retriever_facts, search_retriever
@@ -137,6 +138,36 @@ class Trainer:
     # one update
 
     def _update(self, update: int) -> dict[str, Any]:
+        prepared = self.prepare(update)
+        started = time.perf_counter()
+        self.interrupts.hold()  # until the update is counted: its parts are worth nothing alone
+        if self.previous is not None:
+            self.previous.copy_weights_from(self.policy)
+        losses = self.step.run(prepared.batch, self._reference_logprobs(prepared.batch), update, prepared.result)
+        self.credit.refresh(update)
+        self._generated += prepared.conductor.generated
+        seconds = time.perf_counter() - started
+        if self._due(update, self.config.transcripts_every):
+            self._store_transcripts(update, prepared)
+        record = {"update": update, **prepared.metrics}
+        record["seconds"] += seconds
+        record["train_seconds"] += seconds
+        old_gap = losses.pop("old_gap_max")
+        if record["sampler_gap_max"] is None:
+            record["sampler_gap_max"] = old_gap
+        record |= losses | prepared.spent()
+        self.metrics.append(record)
+        return record
+
+    def prepare(self, update: int) -> Prepared:
+        """Play the groups of an update and assign credit; parameters and logs stay as they are.
+
+        Args:
+            update: Counted from 1; with the seed it fixes tasks and sampling.
+
+        Raises:
+            RuntimeError: No episode can be trained on.
+        """
         started = time.perf_counter()
         conductor, planned = self._play(update)
         trajectories = conductor.trained(planned)
@@ -160,7 +191,7 @@ class Trainer:
         lent = branches.play(everything, first=True).rewards if branches and not branches.in_minibatches else None
         view = Played(self.config, self.policy, batch, rows, trajectories, lent=lent)
         base = self.credit.base(plain, view, update)
-        seen = _rollout_metrics(conductor, batch, plain) | dict(planned.metrics)
+        seen = rollout_metrics(conductor, batch, plain) | dict(planned.metrics)
         groups = torch.unique(batch.group_ids).numel()
         if self.config.credit.dynamic_sampling == "drop":
             keep = _rows_of_live_groups(base.advantages, batch.group_ids)
@@ -171,38 +202,23 @@ class Trainer:
         if branches and branches.in_minibatches:
             branches.batch, result.branch = batch, branches.play
         batch = replace(batch, advantages=result.advantages)
-        shaped = time.perf_counter()
-        self.interrupts.hold()  # until the update is counted: its parts are worth nothing alone
-        if self.previous is not None:
-            self.previous.copy_weights_from(self.policy)
-        losses = self.step.run(batch, self._reference_logprobs(batch), update, result)
-        self.credit.refresh(update)
-        self._generated += conductor.generated
         ended = time.perf_counter()
-        if self._due(update, self.config.transcripts_every):
-            self._store_transcripts(update, trajectories, rows, plain, batch, result)
-        old_gap = losses.pop("old_gap_max")
-        record = {
-            "update": update,
+        metrics = {
             "seconds": ended - started,
             "rollout_seconds": played - started,
-            "teacher_seconds": shaped - scored,
-            "train_seconds": ended - shaped + scored - played,
-            "sampler_gap_max": old_gap if gap is None else gap,
+            "teacher_seconds": ended - scored,
+            "train_seconds": scored - played,
+            "sampler_gap_max": gap,
             "env_failures": conductor.failures,
             **seen,
             **self.episodes.usage.since(),
             "kept_groups": torch.unique(batch.group_ids).numel() / groups,
             "shaped/std": _spread(batch.advantages[batch.response_mask]),
-            **losses,
             **result.metrics,
-            **(branches.metrics() if branches else {}),
-            **_spent(conductor, int(batch.response_mask.sum())),
             "tokens/student": int(batch.attention_mask.sum()),
             **result.teacher_metrics(),
         }
-        self.metrics.append(record)
-        return record
+        return Prepared(trajectories, rows, plain, batch, result, conductor, branches, metrics)
 
     def _drawn(self, update: int) -> tuple[list[Task], list[int]]:
         """An update's tasks and seeds, one each per group."""
@@ -287,13 +303,12 @@ class Trainer:
         due = done == 0 or self._due(done, self.config.eval.every)
         return due and self.evaluations.count(done) < episodes
 
-    def _store_transcripts(
-        self, update: int, trajectories: list[Trajectory], rows: list[Row], plain: Tensor, batch: Batch,
-        result: Assigned,
-    ) -> None:
+    def _store_transcripts(self, update: int, prepared: Prepared) -> None:
+        trajectories, rows = prepared.trajectories, prepared.rows
+        tokens = prepared.result.tokens
         trained = {row.trajectory for row in rows}
         for index in choose_transcripts(trajectories, self.config.transcripts, trained):
-            record = transcript(index, trajectories, rows, plain, batch, result.tokens, self.policy)
+            record = transcript(index, trajectories, rows, prepared.plain, prepared.batch, tokens, self.policy)
             self.transcripts.append({"update": update, **record})
 
     # the run directory
@@ -368,39 +383,3 @@ def _rows_of_live_groups(advantages: Tensor, group_ids: Tensor) -> Tensor:
 
 def _spread(values: Tensor) -> float:
     return float(values.std(unbiased=False)) if values.numel() else 0.0
-
-
-def _rollout_metrics(conductor: Conductor, batch: Batch, plain: Tensor) -> dict[str, Any]:
-    """About the first round's usable attempts, a fair sample of the policy."""
-    first = [conductor.trajectories[i] for i in conductor.first]
-    trajectories = [t for t in first if t.turns and t.status not in UNUSABLE]
-    turns = sum(len(t.turns) for t in trajectories)
-    groups = torch.unique(batch.group_ids)
-    mixed = [g for g in groups if batch.success[batch.group_ids == g].float().std(unbiased=False) > 0]
-    count = max(1, len(trajectories))
-    return {
-        "success": sum(t.success for t in trajectories) / count,
-        "reward_mean": sum(t.reward for t in trajectories) / count,
-        "turns_mean": turns / count,
-        "invalid_share": sum(t.invalid_turns for t in trajectories) / max(1, turns),
-        "context_limit_share": sum(t.status == "context_limit" for t in trajectories) / count,
-        "mixed_groups": len(mixed) / groups.numel(),
-        "advantage/std": plain.std(unbiased=False),
-        **_means(trajectories),
-    }
-
-
-def _spent(conductor: Conductor, trained: int) -> dict[str, Any]:
-    """Everything that was sampled, branches and replies included, and continuations that were given up."""
-    return {
-        "tokens/generated": conductor.generated,
-        "tokens/generated_per_trained": conductor.generated / max(1, trained),
-        **{f"dropped/{reason}": count for reason, count in sorted(conductor.dropped.items())},
-    }
-
-
-def _means(trajectories: list[Trajectory]) -> dict[str, float]:
-    """``env/<name>`` -> mean of a fact of the environment over the trajectories that have it."""
-    facts = [t.facts for t in trajectories]
-    names = sorted({name for own in facts for name in own})
-    return {f"env/{n}": sum(own.get(n, 0.0) for own in facts) / sum(n in own for own in facts) for n in names}

@@ -141,13 +141,3 @@ def test_saved_folder_loads_without_a_network(tokenizer, tmp_path):
     assert ChatFormat(words).stop_ids == {tokenizer.eos_token_id}
     with torch.no_grad():
         torch.testing.assert_close(loaded(ids).logits, model.eval()(ids).logits)
-
-
-def test_layers_are_drawn_by_their_inputs_where_asked_for(tokenizer):
-    config = TinyModelConfig(width=64, layers=1, heads=2, mlp=256, fan_in=True)
-    model, again = (build_model(tokenizer, config, seed=0).model for _ in range(2))
-    layer = model.layers[0].mlp
-    assert float(layer.gate_proj.weight.detach().std()) == pytest.approx(64**-0.5, rel=0.05)
-    assert float(layer.down_proj.weight.detach().std()) == pytest.approx(256**-0.5, rel=0.05)
-    assert float(model.embed_tokens.weight.detach().std()) == pytest.approx(0.1, rel=0.1)
-    assert torch.equal(layer.gate_proj.weight, again.layers[0].mlp.gate_proj.weight)
