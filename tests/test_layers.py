@@ -18,16 +18,18 @@ LONGEST_FILE = 500
 # room -> rooms it may import besides itself
 BELOW = {
     "ops": set(),
-    "credit": {"ops"},
+    "options": set(),
+    "text": {"options"},
+    "credit": {"ops", "options", "text"},
     "retrieval": set(),
     "envs": {"retrieval"},
-    "rollout": {"envs", "retrieval"},
-    "train": {"rollout", "envs", "retrieval", "credit", "ops"},
-    "experiments": {"train", "rollout", "envs", "retrieval", "credit", "ops"},
-    "integrations": {"credit", "ops"},
+    "rollout": {"envs", "retrieval", "text"},
+    "train": {"rollout", "envs", "retrieval", "credit", "ops", "options", "text"},
+    "experiments": {"train", "rollout", "envs", "retrieval", "credit", "ops", "options", "text"},
+    "integrations": {"credit", "ops", "options", "text"},
 }
 # Folders and modules that must import without torch, with everything that they import.
-TORCH_FREE = [path for path in FILES if path.relative_to(ROOT).parts[0] in ("envs", "retrieval")]
+TORCH_FREE = [path for path in FILES if path.relative_to(ROOT).parts[0] in ("envs", "options", "retrieval", "text")]
 TORCH_FREE += [ROOT / "__init__.py", ROOT / "train" / "config.py"]
 
 

@@ -20,7 +20,7 @@ from stepopsd.envs.games.generator import iter_games
 from stepopsd.envs.games.goals import parse_goal
 from stepopsd.envs.games.wheel import write_game
 from stepopsd.envs.prompts import dialogue_followup, dialogue_opening
-from stepopsd.train.hindsight import number_actions, render_hindsight
+from stepopsd.text.hindsight import number_actions, render_hindsight
 
 _CHANGING = ("take", "move", "clean", "heat", "cool", "use")
 

@@ -20,8 +20,8 @@ from stepopsd.experiments.expert_rows import training_rows, trajectory_of
 from stepopsd.experiments.fit_state import FitState
 from stepopsd.experiments.play_log import PlayLog
 from stepopsd.experiments.sft import FitConfig, WeightedRow, fit
+from stepopsd.options.checks import choice, closed, positive
 from stepopsd.rollout.contexts import ContextPolicy
-from stepopsd.train.checks import choice, closed, positive
 from stepopsd.train.config import RunConfig
 from stepopsd.train.config_io import differences, dump_config, from_tree, load_config, to_tree
 

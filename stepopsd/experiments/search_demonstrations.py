@@ -17,7 +17,7 @@ from stepopsd.envs.searchqa.world.names import name_words
 from stepopsd.envs.searchqa.world.relations import RELATIONS
 from stepopsd.experiments.demonstrations import Demonstration
 from stepopsd.retrieval import Retriever, open_retriever
-from stepopsd.train.hindsight import number_actions, render_hindsight
+from stepopsd.text.hindsight import number_actions, render_hindsight
 
 PROMPTING = SearchPrompting(think=False, style="compact")
 

@@ -22,7 +22,7 @@ from stepopsd.experiments.demonstrations import Demonstration, DemonstrationConf
 from stepopsd.experiments.sft import FitConfig, WeightedRow, fit
 from stepopsd.experiments.tiny_model import END, TinyModelConfig, build_model, build_tokenizer, save, vocabulary
 from stepopsd.rollout.chat import ChatFormat
-from stepopsd.train.hindsight import number_actions, render_hindsight
+from stepopsd.text.hindsight import number_actions, render_hindsight
 
 #: A warm start that ships with the package; its README says how it was made and what it solves.
 BUNDLED_MODEL = Path(__file__).with_name("demo_model")

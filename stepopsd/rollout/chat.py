@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from stepopsd.text.spans import decode
+
 USER, ASSISTANT = "\u27e6user words\u27e7", "\u27e6assistant words\u27e7"
 
 
@@ -111,11 +113,6 @@ class ChatFormat:
         if end_of_turn and end_of_turn[0] in self.tokenizer.added_tokens_decoder:
             found.add(end_of_turn[0])
         return frozenset(found - {None})
-
-
-def decode(tokenizer: Any, ids: list[int]) -> str:
-    """Text of ids, special tokens shown, spaces left alone."""
-    return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def _options(tokenizer: Any, enable_thinking: bool | None) -> dict[str, bool]:

@@ -13,7 +13,8 @@ from stepopsd.rollout.engines.base import Completion, Engine, Sampling, Session,
 from stepopsd.rollout.limits import Limits, status_of
 from stepopsd.rollout.records import Prefix, Trajectory, Turn
 from stepopsd.rollout.restore import Restoration
-from stepopsd.rollout.spans import step_spans, token_span
+from stepopsd.rollout.spans import step_spans
+from stepopsd.text.spans import token_span
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from stepopsd.train.checks import choice, closed, positive
-from stepopsd.train.credit_config import CreditConfig, HindsightConfig
+from stepopsd.options.checks import choice, closed, positive
+from stepopsd.options.credit import CreditConfig, HindsightConfig
 from stepopsd.train.needs import check_needs
 from stepopsd.train.search_config import SearchConfig
 

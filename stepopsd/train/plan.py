@@ -15,7 +15,7 @@ from stepopsd.envs.base import Task
 from stepopsd.rollout.chat import ChatFormat
 from stepopsd.rollout.loop import Job
 from stepopsd.rollout.records import UNUSABLE, Prefix, Trajectory, Turn
-from stepopsd.rollout.spans import token_span
+from stepopsd.text.spans import token_span
 from stepopsd.train.episodes import Episodes
 from stepopsd.train.extras import Played, provide
 

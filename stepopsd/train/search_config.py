@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from stepopsd.train.checks import choice, closed, positive
+from stepopsd.options.checks import choice, closed, positive
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,14 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from stepopsd.credit.contexts import TeacherContext, collate_contexts, prefix_context, suffix_context
+from stepopsd.options.credit import HindsightConfig
 from stepopsd.rollout.chat import ChatFormat
 from stepopsd.rollout.engines.transformers import max_context
 from stepopsd.rollout.records import Row, Trajectory
-from stepopsd.train.credit_config import HindsightConfig
-from stepopsd.train.hindsight import Block, BlockWriter, Tells, choose_peers
+from stepopsd.text.hindsight import Block, BlockWriter, Tells
+from stepopsd.train.hindsight import choose_peers, render_peer
 from stepopsd.train.policy import Policy, Readout, microbatches
-from stepopsd.train.teacher_contexts import TeacherContext, collate_contexts, prefix_context, suffix_context
 
 
 class TeacherOptions(Protocol):
@@ -115,7 +116,8 @@ class Teacher:
             peer = trajectories[peers[row.trajectory]] if has_peer else None
             # The last scored token is the farthest from the start, whatever the placement.
             room = self._positions - max(t for t, step in enumerate(steps) if step >= 0)
-            block = self._blocks.write(trajectories[row.trajectory], peer, room=room)
+            told = None if peer is None else render_peer(peer, self.config.hindsight.render)
+            block = self._blocks.write(trajectories[row.trajectory].success, told, room=room)
             chosen.append(i)
             blocks.append(block)
             contexts.append(self._context(row, steps, block.ids))

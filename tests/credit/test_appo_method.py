@@ -10,8 +10,8 @@ import torch
 from stepopsd.credit import create
 from stepopsd.credit.appo import dual_group_advantage
 from stepopsd.credit.base import BRANCH_REWARDS, REWARDS, BranchTokens
+from stepopsd.options.credit import CreditConfig
 from stepopsd.train.config_io import to_tree
-from stepopsd.train.credit_config import CreditConfig
 from tests.credit.test_stepopsd import inputs
 
 

@@ -9,8 +9,8 @@ import torch
 
 from stepopsd.credit import CreditResult, compose, create, registered
 from stepopsd.credit.base import broadcast_advantages
+from stepopsd.options.credit import METHODS, CreditConfig
 from stepopsd.train.config_io import to_tree
-from stepopsd.train.credit_config import METHODS, CreditConfig
 from tests.credit.test_stepopsd import inputs, plain
 
 

@@ -23,7 +23,7 @@ from stepopsd.experiments.tiny_model import END, TinyModelConfig, build_model, b
 from stepopsd.experiments.warmstart import BUNDLED_MODEL, WarmStartConfig, demo_tokenizer, training_row, warm_start
 from stepopsd.rollout.chat import ChatFormat, decode
 from stepopsd.rollout.contexts import DialogueContext, Prompting
-from stepopsd.train.hindsight import number_actions, render_hindsight
+from stepopsd.text.hindsight import number_actions, render_hindsight
 
 SMALL = TinyModelConfig(width=16, layers=1, heads=2, mlp=32)
 HINT = render_hindsight(False, number_actions(["go to shelf 1", "take pen 1 from shelf 1"]))

@@ -8,9 +8,9 @@ from stepopsd.envs.searchqa import SearchPrompting
 from stepopsd.envs.searchqa.env import LAST_TURN, NO_ACTION, NO_RESULT
 from stepopsd.experiments.tiny_model import TinyModelConfig, build_model, build_tokenizer, save, vocabulary
 from stepopsd.retrieval import Passage
+from stepopsd.text.hindsight import render_hindsight
 from stepopsd.train.config import RunConfig
 from stepopsd.train.config_io import from_tree
-from stepopsd.train.hindsight import render_hindsight
 
 
 def save_model(folder: Path, passages: list[Passage], extra: str = "") -> Path:

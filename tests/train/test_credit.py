@@ -10,7 +10,8 @@ import torch
 
 from stepopsd.credit import AuxiliaryLoss, CreditMethod, CreditResult, base, create, registered
 from stepopsd.credit.base import broadcast_advantages
-from stepopsd.train import credit_config, extras
+from stepopsd.options import credit as credit_config
+from stepopsd.train import extras
 from stepopsd.train.config import RunConfig
 from stepopsd.train.config_io import from_tree, to_tree
 from tests.train.test_trainer import config, log, parameters, train

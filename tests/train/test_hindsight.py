@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from stepopsd.envs.base import Task
+from stepopsd.options.credit import HindsightConfig
 from stepopsd.rollout.records import Trajectory, Turn
-from stepopsd.train.credit_config import HindsightConfig
-from stepopsd.train.hindsight import BlockWriter, choose_peers, render_hindsight, render_peer
+from stepopsd.text.hindsight import BlockWriter, render_hindsight
+from stepopsd.train.hindsight import choose_peers, render_peer
 
 ROOM = 1 << 20
 PEER_ACTIONS = ["go to shelf 1", "take cup 1", "look", "go to shelf 2"]
@@ -44,7 +45,9 @@ def test_only_failed_members_of_mixed_groups_get_the_first_successful_member():
 
 
 def written(policy, own, peer, room=ROOM, **options):
-    block = BlockWriter(policy.tokenizer, HindsightConfig(**options)).write(own, peer, room=room)
+    config = HindsightConfig(**options)
+    told = None if peer is None else render_peer(peer, config.render)
+    block = BlockWriter(policy.tokenizer, config).write(own.success, told, room=room)
     return block, policy.tokenizer.decode(block.ids)
 
 

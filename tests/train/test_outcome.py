@@ -7,8 +7,8 @@ import functools
 import pytest
 import torch
 
+from stepopsd.options.credit import CreditConfig
 from stepopsd.train.config_io import from_tree
-from stepopsd.train.credit_config import CreditConfig
 from stepopsd.train.outcome import reasoning_and_answer
 from stepopsd.train.trainer import Trainer
 from tests.train.test_trainer import config, log, train

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stepopsd.train.teacher_contexts import collate_contexts, prefix_context, spans_of, suffix_context
+from stepopsd.credit.contexts import collate_contexts, prefix_context, spans_of, suffix_context
 
 ROW = [2, 4, 6, 8, 3, 2, 5, 7, 9, 3, 2, 4, 10, 7, 8, 6]
 STEPS = [-1, -1, 0, 0, 0, -1, 1, 1, -1, -1, -1, -1, 2, 2, 2, -1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from stepopsd.train.checks import choice, closed, positive
+from stepopsd.options.checks import choice, closed, positive
 
 Span = Literal["action_only", "clean_step_no_observation", "answer_only"]
 

@@ -1,0 +1,1 @@
+"""Text beside token ids: hindsight blocks and the tokens of character ranges; no torch."""
