@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from stepopsd.text.spans import token_span
 
 from stepopsd.envs.base import Observation
 from stepopsd.envs.searchqa import SearchPool, SearchPrompting, SearchRules
@@ -13,6 +12,7 @@ from stepopsd.rollout.limits import Limits
 from stepopsd.rollout.loop import group_jobs, run_episodes
 from stepopsd.rollout.rows import build_rows, collate
 from stepopsd.rollout.search_contexts import Budget, SearchDialogueContext, SearchTurnContext
+from stepopsd.text.spans import token_span
 from tests.envs.fake_search import EMMA, PASSAGES, FakeRetriever, task
 from tests.rollout.toy import ScriptedEngine
 

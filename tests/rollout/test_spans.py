@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from stepopsd.text.spans import token_span
 
 from stepopsd.rollout.chat import decode
 from stepopsd.rollout.spans import step_spans
+from stepopsd.text.spans import token_span
 
 KINDS = ("bpe", "words", "fallback")
 PIECES = [
