@@ -6,12 +6,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from stepopsd.experiments.evaluate import EPISODES, Record, read_episodes
-from stepopsd.experiments.statistics import Interval, paired_difference, verdict
+from stepopsd.experiments.statistics import Interval, detectable, paired_difference, verdict
 
 Key = tuple[str, str]  # panel, decoding
 BROKEN = ("time_limit", "env_error")
@@ -32,7 +33,8 @@ def compare_evaluations(
 
     Returns:
         One object per panel, decoding, figure and task type; success and the environment's scores per task type, steps
-        and valid actions over all games.
+        and valid actions over all games. Where one decoding has several panels, also panel ``micro`` (all games as one
+        panel) and ``macro`` (plain mean over panels, its interval by squaring and adding theirs).
 
     Raises:
         FileNotFoundError: No evaluation there.
@@ -52,6 +54,9 @@ def compare_evaluations(
             broken = sum(r.get("status") in BROKEN for run in runs for r in run)
             if broken:
                 print(f"  {broken} episodes of {label} were broken by the environment and count as lost")
+    for key, found in _averages(rows, [[side[seed] for seed in seeds] for side in sides], confidence, resamples):
+        rows += [{"panel": key[0], "decoding": key[1], **row} for row in found]
+        print("\n".join(_format(key, found, len(seeds), confidence)))
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(rows, indent=2) + "\n")
@@ -85,6 +90,40 @@ def _panels(records: Sequence[Record]) -> list[Key]:
 
 def _part(records: Sequence[Record], key: Key) -> list[Record]:
     return [r for r in records if (r["panel"], r["decoding"]) == key]
+
+
+def _averages(
+    rows: Sequence[Record], sides: Sequence[Sequence[Sequence[Record]]], confidence: float, resamples: int
+) -> list[tuple[Key, list[Record]]]:
+    """``micro`` and ``macro`` of every decoding that has several panels."""
+    averages: list[tuple[Key, list[Record]]] = []
+    for decoding in dict.fromkeys(row["decoding"] for row in rows):
+        parts = [row for row in rows if row["decoding"] == decoding and row["kind"] == "all"]
+        if len({row["panel"] for row in parts}) < 2:
+            continue
+        pooled = [[[r for r in run if r["decoding"] == decoding] for run in side] for side in sides]
+        found = _differences(pooled[0], pooled[1], confidence, resamples)
+        averages.append((("micro", decoding), [row for row in found if row["kind"] == "all"]))
+        averages.append((("macro", decoding), _macro(parts)))
+    return averages
+
+
+def _macro(parts: Sequence[Record]) -> list[Record]:
+    """Plain means over panels, of every figure that all of them have."""
+    panels = {row["panel"] for row in parts}
+    rows = []
+    for name in dict.fromkeys(row["figure"] for row in parts):
+        told = [row for row in parts if row["figure"] == name and row["games"]]
+        if len(told) < len(panels):
+            continue
+        a, b, difference = (fmean(row[column] for row in told) for column in ("a", "b", "difference"))
+        below = math.hypot(*(row["difference"] - row["low"] for row in told)) / len(told)
+        above = math.hypot(*(row["high"] - row["difference"] for row in told)) / len(told)
+        rows.append({
+            "figure": name, "kind": "all", "games": sum(row["games"] for row in told), "a": a, "b": b,
+            "difference": difference, "low": difference - below, "high": difference + above,
+        })  # fmt: skip
+    return rows
 
 
 def _check_panels(sides: Sequence[Mapping[str, list[Record]]], seeds: Sequence[str], paths: tuple[Path, Path]) -> None:
@@ -186,4 +225,7 @@ def _format(key: Key, rows: Sequence[Record], seeds: int, confidence: float) -> 
     interval = Interval(total["difference"], total["low"], total["high"], total["games"])
     said = verdict(interval, candidate="B", baseline="A", panel=key[0], seeds=seeds, confidence=confidence)
     lines.append(f"  {said}")
+    if interval.half_width > 0:
+        least = 100 * detectable(interval, confidence=confidence)
+        lines.append(f"  A true difference of {least:.1f} points would show in four of five comparisons of this size.")
     return lines

@@ -157,6 +157,23 @@ def test_compare_pairs_games_and_says_what_is_shown(tmp_path, capsys):
     assert "One seed is not evidence" in said
 
 
+def test_panels_of_unlike_size_are_averaged_both_ways(tmp_path, capsys):
+    sizes, won = {"small": 20, "large": 80}, {"a": {"small": 10, "large": 40}, "b": {"small": 15, "large": 40}}
+    sides = [
+        folder(tmp_path / side, [
+            record(f"{panel}/{i}", i < won[side][panel], panel=panel) for panel in sizes for i in range(sizes[panel])
+        ])
+        for side in won
+    ]  # fmt: skip
+    rows = {(r["panel"], r["figure"], r["kind"]): r for r in compare_evaluations(compare=tuple(sides), resamples=200)}
+    small, micro, macro = (rows[panel, "success", "all"] for panel in ("small", "micro", "macro"))
+    assert small["difference"] == pytest.approx(0.25)
+    assert (micro["difference"], micro["games"]) == (pytest.approx(0.05), 100)
+    assert macro["difference"] == pytest.approx(0.125)
+    assert macro["low"] == pytest.approx(0.125 - (small["difference"] - small["low"]) / 2)
+    assert "in four of five comparisons of this size" in capsys.readouterr().out
+
+
 def test_samples_of_one_game_are_one_cluster(tmp_path):
     """Ten copies of every episode must not make the interval narrower."""
     rng = np.random.default_rng(0)

@@ -8,7 +8,7 @@ from statistics import fmean
 import pytest
 
 from stepopsd.envs.searchqa.world import bundled_passages
-from stepopsd.experiments.search_table import SEARCH_TABLE, format_search_table, search_table
+from stepopsd.experiments.search_table import SEARCH_TABLE, batch_mean, format_search_table, search_table
 from stepopsd.experiments.statistics import wilson_interval
 from tests.train.search_toy import config, save_model
 
@@ -42,6 +42,26 @@ def test_every_source_has_its_row_and_both_averages_differ():
     assert rows["macro"]["questions"] == rows["micro"]["questions"] == 110
     half = {name: rows[name]["em_high"] - rows[name]["em"] for name in ("nq", "bamboogle", "macro")}
     assert half["macro"] == pytest.approx((half["nq"] ** 2 + half["bamboogle"] ** 2) ** 0.5 / 2)
+
+
+def test_the_published_bamboogle_score_stands_beside_the_honest_one():
+    """Seven sets of 51,713 questions end in a batch of one: a single answer is worth half of Bamboogle's score."""
+    first = [episode("nq", i, i % 2 == 0) for i in range(51_713 - 125)]
+    right = {*range(37), 124}
+    records = [*first, *(episode("bamboogle", i, i in right) for i in range(125))]
+    rows = rows_of(search_table(records))
+    assert rows["bamboogle"]["em"] == pytest.approx(38 / 125)
+    assert rows["bamboogle"]["em_batch_mean"] == pytest.approx((37 / 124 + 1) / 2)
+    assert rows["macro"]["em_batch_mean"] - rows["macro"]["em"] == pytest.approx(0.345 / 2, abs=1e-3)
+    assert rows["micro"]["em_batch_mean"] is None
+    assert "batch EM" in format_search_table(list(rows.values()))
+
+
+def test_batch_mean_is_not_made_up_where_questions_were_played_twice():
+    rows = rows_of(search_table([episode("nq", 0, True), episode("nq", 0, False)]))
+    assert rows["nq"]["em_batch_mean"] is None
+    with pytest.raises(ValueError, match="equal lengths above 0, got 0 and 0"):
+        batch_mean([], [])
 
 
 def test_unanswered_and_invalid_turns_are_shares():
@@ -97,6 +117,6 @@ def test_evaluation_writes_the_table_of_what_it_played(tmp_path):
 
     again = evaluate(config(tmp_path / "b", model, env=env), say=told.append)
     differences = compare_evaluations(compare=(out, again), resamples=10)
-    assert {row["panel"] for row in differences} == set(sets)
+    assert {row["panel"] for row in differences} == {*sets, "micro", "macro"}
     assert {row["figure"] for row in differences} >= {"success", "em", "f1", "searches"}
     assert all(row["difference"] == 0.0 for row in differences)
