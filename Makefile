@@ -27,11 +27,12 @@ $(STAMP): pyproject.toml setup.py constraints.txt constraints-alfworld.txt $(NAT
 demo: $(STAMP)  ## GRPO against StepOPSD on the real ALFWorld engine; ends in runs/demo/report.html
 	$(BIN)/stepopsd demo --out runs/demo $(if $(FROM_SCRATCH),--from-scratch)
 
-# One thread: the tests' matrices are tiny, and a second OpenMP thread on a busy machine only waits. What is installed here
+# One process per core, and one thread in each: the tests' matrices are tiny, a second OpenMP thread only waits. What is installed here
 # may not be skipped; the CUDA kernels' machine code is read where there is an nvcc.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 STEPOPSD_REQUIRE_ENGINE=1 STEPOPSD_REQUIRE_BACKENDS=torch,cpu,triton \
-	$(if $(NVCC),STEPOPSD_REQUIRE_NVCC=1) $(BIN)/pytest -q -m "not slow and not gpu"
+	$(if $(NVCC),STEPOPSD_REQUIRE_NVCC=1) $(BIN)/pytest -q -m "not slow and not gpu" \
+	-n logical --maxprocesses 8 --dist loadfile
 
 test-slow: $(STAMP)  ## the learning test: three seeds of training on the real engine
 	$(BIN)/pytest -q -m slow -s
