@@ -69,7 +69,7 @@ def bench(args: Sequence[str]) -> int:
 
 
 def report(args: Sequence[str]) -> int:
-    """Build report.html from run directories: stepopsd report grpo=runs/a stepopsd=runs/b --out DIR."""
+    """A page from runs: stepopsd report RUN, or stepopsd report grpo=runs/a stepopsd=runs/b --out DIR."""
     from stepopsd.experiments.report import report_from_arguments
 
     _typed(report_from_arguments, args, "stepopsd report")

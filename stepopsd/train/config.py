@@ -295,6 +295,7 @@ class RunConfig:
         keep_checkpoints: Older ones are deleted; 0 keeps all.
         transcripts_every: Updates between stored transcripts with token advantages; 0 none.
         transcripts: Trajectories per stored update.
+        transcript_groups: Whole groups among them, mixed ones first, even where that makes more trajectories.
         deadline: Hours after which the run has to have ended, saved; 0 for none. It stops before an update that would
             take longer than what is left, for batch systems that end jobs at a set time.
         resume: Continue from the newest checkpoint in ``run_dir`` when there is one.
@@ -307,6 +308,7 @@ class RunConfig:
     keep_checkpoints: int = 2
     transcripts_every: int = 10
     transcripts: int = 4
+    transcript_groups: int = 1
     deadline: float = 0.0
     resume: bool = True
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -320,6 +322,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         closed("checkpoint_every", self.checkpoint_every, 0, 1 << 30)
         closed("keep_checkpoints", self.keep_checkpoints, 0, 1 << 30)
+        closed("transcripts_every", self.transcripts_every, 0, 1 << 30)
+        closed("transcripts", self.transcripts, 0, 1 << 30)
+        closed("transcript_groups", self.transcript_groups, 0, 1 << 30)
         closed("deadline", self.deadline, 0.0, 1e6)
         check_needs(self)
         if self.loss.kl_reference == "teacher" and not self.credit.has_stale_teacher:

@@ -47,6 +47,7 @@ RESUME_MAY_CHANGE = frozenset({
     "env.workers", "env.step_timeout_s", "env.episode_timeout_s", "env.games", "env.search.data",
     "env.search.retriever", "env.search.corpus", "env.search.encoder", "env.search.encoder_device",
     "env.search.timeout_s", "env.search.deadline_s", "env.search.max_infra_share", "model.path",
+    "transcript_groups",
 })  # fmt: skip
 
 
@@ -307,7 +308,8 @@ class Trainer:
         trajectories, rows = prepared.trajectories, prepared.rows
         tokens = prepared.result.tokens
         trained = {row.trajectory for row in rows}
-        for index in choose_transcripts(trajectories, self.config.transcripts, trained):
+        chosen = choose_transcripts(trajectories, self.config.transcripts, trained, self.config.transcript_groups)
+        for index in chosen:
             record = transcript(index, trajectories, rows, prepared.plain, prepared.batch, tokens, self.policy)
             self.transcripts.append({"update": update, **record})
 

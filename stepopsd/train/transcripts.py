@@ -11,20 +11,25 @@ from stepopsd.rollout.records import Batch, Row, Trajectory
 from stepopsd.train.policy import Policy
 
 
-def choose_transcripts(trajectories: Sequence[Trajectory], count: int, trained: Collection[int]) -> list[int]:
-    """Indices worth reading: a failed and a successful member of each mixed group first, then any others.
+def choose_transcripts(
+    trajectories: Sequence[Trajectory], count: int, trained: Collection[int], groups: int = 0
+) -> list[int]:
+    """Indices worth reading: whole groups, then a failed and a successful member of each mixed group, then any others.
 
-    Only trajectories in ``trained``, those that have rows, are chosen.
+    Args:
+        trajectories: Of one update.
+        count: How many to choose beside the whole groups; these count, too.
+        trained: Only these, which have rows, are chosen.
+        groups: How many whole groups, mixed ones first.
     """
-    chosen: list[int] = []
-    for group in sorted({t.group_id for t in trajectories}):
-        members = [i for i, t in enumerate(trajectories) if t.group_id == group]
-        won = [i for i in members if trajectories[i].success]
-        lost = [i for i in members if not trajectories[i].success]
-        if won and lost:
-            chosen += [lost[0], won[0]]
-    chosen += [i for i in range(len(trajectories)) if i not in chosen]
-    return [i for i in chosen if i in trained][:count]
+    members: dict[int, list[int]] = {}
+    for i in sorted(trained):
+        members.setdefault(trajectories[i].group_id, []).append(i)
+    mixed = {g: own for g, own in sorted(members.items()) if len({trajectories[i].success for i in own}) == 2}
+    whole = [i for g in [*mixed, *sorted(members.keys() - mixed.keys())][:groups] for i in members[g]]
+    pairs = [next(i for i in own if trajectories[i].success is won) for own in mixed.values() for won in (False, True)]
+    order = dict.fromkeys([*whole, *pairs, *sorted(trained)])
+    return list(order)[: max(count, len(whole))]
 
 
 def transcript(
@@ -43,6 +48,9 @@ def transcript(
         plain: (N,) scalar advantages before shaping.
         batch: The batch with its shaped advantages, rows in the order of ``rows``.
         tokens: (N, T) tensors of the credit method (``delta``, ``weights``); may be empty.
+
+    The numbers have seven digits. ``members`` is how many of the group were trained on: a record that has them all
+    holds what every other method needs that reads nothing but rewards, log-probs and observations.
     """
     own = trajectories[index]
     turns: dict[int, dict[str, Any]] = {}
@@ -57,12 +65,13 @@ def transcript(
                 "observation": turn.observation,
                 "action": turn.action,
                 "is_valid": turn.is_valid,
+                "reward": turn.reward,
                 "tokens": [policy.tokenizer.decode([i]) for i in turn.response_ids],
-                "logprobs": batch.old_logprobs[r, where].tolist(),
-                "advantages": [float(plain[r])] * count,
-                "shaped": batch.advantages[r, where].tolist(),
-                "delta": tokens["delta"][r, where].tolist() if "delta" in tokens else [0.0] * count,
-                "weights": tokens["weights"][r, where].tolist() if "weights" in tokens else [1.0] * count,
+                "logprobs": _digits(batch.old_logprobs[r, where]),
+                "advantages": _digits(plain[r].expand(count)),
+                "shaped": _digits(batch.advantages[r, where]),
+                "delta": _digits(tokens["delta"][r, where]) if "delta" in tokens else [0.0] * count,
+                "weights": _digits(tokens["weights"][r, where]) if "weights" in tokens else [1.0] * count,
                 "in_span": (batch.step_ids[r, where] >= 0).tolist(),
             }
     first = next(r for r, row in enumerate(rows) if row.trajectory == index)
@@ -72,9 +81,16 @@ def transcript(
         "goal": own.goal,
         "group": own.group_id,
         "member": own.member,
+        "members": len({r.trajectory for r in rows if trajectories[r.trajectory].group_id == own.group_id}),
+        "asked": "delta" in tokens,
+        "context": own.context,
         "reward": own.reward,
         "success": own.success,
         "status": own.status,
         "advantage": float(plain[first]),
         "turns": [turns[k] for k in sorted(turns)],
     }
+
+
+def _digits(values: Tensor) -> list[float]:
+    return [float(f"{value:.7g}") for value in values.tolist()]

@@ -95,6 +95,7 @@ def transcripts(at: tuple[int, ...], method: str, turns: int, random: np.random.
                 "update": update, "task_id": "train/pick_clean-Mug-3/trial_1", "kind": KINDS[2],
                 "goal": "put a clean mug in <cabinet>.", "group": 3, "member": member, "reward": 10.0 * won,
                 "success": won, "status": "success" if won else "step_limit", "advantage": advantage,
+                "members": 2, "asked": method == "stepopsd",
                 "turns": [turn(i, advantage, method, random) for i in range(turns - 3 * won)],
             })
     return records
@@ -102,11 +103,12 @@ def transcripts(at: tuple[int, ...], method: str, turns: int, random: np.random.
 
 def turn(index: int, advantage: float, method: str, random: np.random.Generator) -> dict:
     inside = [token >= 7 for token in range(len(REPLY))]
+    logprobs = [-0.1 - 0.05 * token for token in range(len(REPLY))]
     delta = [float(random.normal(0, 0.4)) * here if method == "stepopsd" else 0.0 for here in inside]
     weights = [float(np.clip(2 / (1 + math.exp(-math.copysign(1, advantage) * d)), 0.8, 1.2)) for d in delta]
     return {
         "observation": "You arrive at sinkbasin 1. On it, you see " + "a mug 1, " * (60 if index == 0 else 2),
         "action": "go to sink", "is_valid": index != 2, "tokens": REPLY, "advantages": [advantage] * len(REPLY),
-        "shaped": [advantage * (1 + 0.2 * (w - 1)) for w in weights], "delta": delta, "weights": weights,
-        "in_span": inside,
+        "reward": 0.0, "logprobs": logprobs, "delta": delta, "weights": weights, "in_span": inside,
+        "shaped": [advantage * (1 + 0.2 * (w - 1)) for w in weights],
     }  # fmt: skip

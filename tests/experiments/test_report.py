@@ -19,7 +19,7 @@ from stepopsd.experiments.report.load import load_run, load_runs
 from stepopsd.experiments.report.sections import comparison
 from stepopsd.experiments.report.summary import compare, differing_settings, gain, success_curve
 from stepopsd.experiments.report.text import amount, seconds, signed
-from stepopsd.experiments.report.transcripts import choose_pairs, transcripts_html
+from tests.experiments.pages import browser_data
 from tests.experiments.synthetic_runs import write_lines, write_run
 
 FIGURES = {"success", "task_types", "difference", "delta", "step_budget", "optimisation", "cost"}
@@ -70,7 +70,10 @@ def report(root, runs) -> Path:
 
 def test_page_needs_nothing_but_itself(report):
     page = Page(report.read_text(encoding="utf-8"))
-    assert not any(tag in ("script", "link", "iframe") for tag, _ in page.tags)
+    assert not any(tag in ("link", "iframe", "object") for tag, _ in page.tags)
+    assert [a for tag, a in page.tags if tag == "script"] == [
+        {"type": "application/json", "id": "transcript-data"}, {},
+    ]  # fmt: skip
     references = [a.get("src") or a.get("href") for tag, a in page.tags if "src" in a or "href" in a]
     assert all(r.startswith(("data:image/png;base64,", "#")) for r in references)
     assert sum(r.startswith("data:") for r in references) == len(FIGURES)
@@ -123,8 +126,9 @@ def test_text_from_runs_is_escaped_everywhere(tmp_path):
     (run / "environment.json").write_text(json.dumps({"command": bad, "torch": bad}))
     report = write_report({bad: [run]}, tmp_path / "out", title=bad, notes=[bad])
     page = Page(report.read_text(encoding="utf-8"))
-    assert not any(tag == "script" for tag, _ in page.tags)
-    assert page.text.count(bad) > 20
+    assert sum(tag == "script" for tag, _ in page.tags) == 2
+    assert page.text.count(bad) > 10
+    assert bad in json.dumps(browser_data(report), ensure_ascii=False).replace('\\"', '"')
 
 
 def test_runs_with_gaps_still_report_and_name_what_is_missing(tmp_path):
@@ -207,10 +211,22 @@ def test_command_collects_seeds_under_their_label(runs, tmp_path, capsys):
     assert "there is nothing to compare it with" in path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("argument", ["runs/grpo", "=runs/grpo", "GRPO="])
-def test_command_refuses_what_is_not_label_and_directory(argument):
-    with pytest.raises(ValueError, match="runs must be LABEL=DIRECTORY"):
-        parse_runs((argument,))
+def test_command_takes_a_run_by_its_directory_and_writes_into_it(runs, capsys):
+    run = runs["StepOPSD"][0]
+    assert parse_runs((str(run), f"GRPO={runs['GRPO'][0]}")) == {"stepopsd": [run], "GRPO": [runs["GRPO"][0]]}
+    assert report_from_arguments((str(run),)) == run / "report" / "report.html"
+    assert "stepopsd, seed 0" in (run / "report" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("arguments", [("=runs/grpo",), ("GRPO=",), ()])
+def test_command_refuses_what_is_not_label_and_directory(arguments):
+    with pytest.raises(ValueError, match=r"runs must .* LABEL=DIRECTORY"):
+        parse_runs(arguments)
+
+
+def test_command_refuses_a_run_that_does_not_exist(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        parse_runs((str(tmp_path / "nowhere"),))
 
 
 def test_methods_are_paired_by_seed_not_by_position(runs):
@@ -251,46 +267,6 @@ def test_gain_is_the_change_from_the_first_to_the_last_evaluation(runs):
 
 def test_only_settings_that_differ_between_methods_are_listed(runs):
     assert differing_settings(load_runs(runs)) == [("credit.name", ["grpo", "stepopsd"])]
-
-
-def test_transcripts_show_a_won_and_a_lost_member_of_one_reshaped_group(runs):
-    pairs = choose_pairs(load_runs(runs))
-    assert [pair.members[0]["update"] for pair in pairs] == [1, 20]
-    for pair in pairs:
-        won, lost = pair.members
-        assert pair.mixed
-        assert pair.run.method == "StepOPSD"
-        assert (won["success"], lost["success"]) == (True, False)
-        assert (won["update"], won["group"]) == (lost["update"], lost["group"])
-
-
-def test_transcripts_without_a_mixed_group_say_so(tmp_path):
-    run = write_run(tmp_path / "run", updates=2, every=1, games=2)
-    records = [json.loads(line) for line in (run / "transcripts.jsonl").read_text().splitlines()]
-    for record in records:
-        record["group"] = int(record["success"])
-    write_lines(run / "transcripts.jsonl", records)
-    methods = load_runs({"StepOPSD": [run]})
-    assert [pair.mixed for pair in choose_pairs(methods)] == [False]
-    assert "not of one group" in transcripts_html(methods)
-
-
-def test_tokens_carry_sign_span_and_numbers(tmp_path):
-    run = write_run(tmp_path / "run", updates=2, every=1, games=2)
-    turn = {
-        "observation": "x", "action": "go", "is_valid": True, "tokens": ["a", "b", "c"],
-        "advantages": [0.5, 0.5, -0.5], "shaped": [0.5, 0.6, -0.5], "delta": [0.0, 0.2, 0.0],
-        "weights": [1.0, 1.2, 1.0], "in_span": [False, True, True],
-    }  # fmt: skip
-    record = {"update": 1, "task_id": "t", "group": 0, "member": 0, "success": True, "turns": [turn]}
-    write_lines(run / "transcripts.jsonl", [record])
-    page = Page(transcripts_html(load_runs({"S": [run]})))
-    outside, inside, negative = (a for tag, a in page.tags if tag == "span" and "title" in a)
-    assert "out" in outside["class"].split()
-    assert "out" not in inside["class"].split()
-    assert {"s6", "c6", "d6"} <= set(inside["class"].split())
-    assert {"s-5"} <= set(negative["class"].split())
-    assert inside["title"] == "A +0.5000  Δ +0.2000  w 1.2000  Ã +0.6000"
 
 
 def test_numbers_read_well():

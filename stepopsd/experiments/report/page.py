@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stepopsd.experiments.report.load import Run
-from stepopsd.experiments.report.style import stylesheet
+from stepopsd.experiments.report.style import script, stylesheet
 from stepopsd.experiments.report.text import html
 
 
@@ -38,7 +38,8 @@ def page(title: str, lead: list[str], sections: list[Section]) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{html(title)}</title><style>{stylesheet()}</style></head>"
-        f"<body><main><h1>{html(title)}</h1>{paragraphs}<nav>{links}</nav>{body}</main></body></html>\n"
+        f'<body><main><h1>{html(title)}</h1>{paragraphs}<nav aria-label="sections">{links}</nav>{body}'
+        f"</main><script>{script()}</script></body></html>\n"
     )
 
 
@@ -55,7 +56,7 @@ def figure(path: Path | None, caption: str, *, absent: str) -> str:
     data = base64.b64encode(path.read_bytes()).decode("ascii")
     alternative = html(path.stem.replace("_", " "))
     image = f'<img alt="{alternative}" src="data:image/png;base64,{data}">'
-    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+    return f"<figure><div>{image}</div><figcaption>{caption}</figcaption></figure>"
 
 
 def provenance(runs: list[Run]) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stepopsd.experiments.report import sections
+from stepopsd.experiments.report.browser import transcripts_html
 from stepopsd.experiments.report.load import load_runs
 from stepopsd.experiments.report.page import Section, page
 from stepopsd.experiments.report.text import html
-from stepopsd.experiments.report.transcripts import transcripts_html
 
 
 def write_report(
