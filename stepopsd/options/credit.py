@@ -17,6 +17,8 @@ class HindsightConfig:
     Attributes:
         label: Add the trajectory's own outcome.
         peer: Give failed members of a mixed group the first successful member (by member index).
+        peer_of: ``group``, or ``other`` for a control: the peer is a success of another group, so the hint is as long
+            and as well formed as a right one and wrong.
         placement: ``suffix`` right before the scored span, ``prefix`` in the user prompt.
         render: Peer as numbered ``actions`` or as ``full`` turns.
         max_tokens: Longest block in tokens, at the cost of the end of the peer's text; 0 means no cut but to what the
@@ -26,12 +28,14 @@ class HindsightConfig:
 
     label: bool = True
     peer: bool = True
+    peer_of: Literal["group", "other"] = "group"
     placement: Literal["suffix", "prefix"] = "suffix"
     render: Literal["actions", "full"] = "actions"
     max_tokens: int = 0
     rows_without_peer: Literal["score", "skip"] = "score"
 
     def __post_init__(self) -> None:
+        choice("credit.hindsight.peer_of", self.peer_of, ("group", "other"))
         choice("credit.hindsight.placement", self.placement, ("suffix", "prefix"))
         choice("credit.hindsight.render", self.render, ("actions", "full"))
         choice("credit.hindsight.rows_without_peer", self.rows_without_peer, ("score", "skip"))

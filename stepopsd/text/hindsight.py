@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -57,6 +57,31 @@ def first_successes(groups: Sequence[int], members: Sequence[int], successes: Se
         if successes[i]:
             first.setdefault(groups[i], i)
     return {i: first[g] for i, g in enumerate(groups) if not successes[i] and g in first}
+
+
+def from_other_groups(peers: Mapping[int, int], groups: Sequence[int], successes: Sequence[bool]) -> dict[int, int]:
+    """The same failed members, each with the first success of the next group that has one; a wrong hint on purpose.
+
+    Groups follow each other by number, the first after the last. Without a second group that has a success nobody has
+    a peer.
+
+    Args:
+        peers: From ``first_successes``.
+        groups, successes: As given to it.
+
+    Example:
+        >>> from_other_groups({0: 1}, [7, 7, 9, 9], [False, True, False, True])
+        {0: 3}
+    """
+    first: dict[int, int] = {}
+    for i, group in enumerate(groups):
+        if successes[i]:
+            first.setdefault(group, i)
+    order = sorted(first)
+    if len(order) < 2:
+        return {}
+    following = dict(zip(order, order[1:] + order[:1], strict=True))
+    return {failed: first[following[groups[failed]]] for failed in peers}
 
 
 @dataclass(frozen=True, slots=True)

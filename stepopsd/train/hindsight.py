@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from stepopsd.rollout.records import Trajectory
-from stepopsd.text.hindsight import first_successes, number_actions
+from stepopsd.text.hindsight import first_successes, from_other_groups, number_actions
 
 
 def render_peer(peer: Trajectory, render: Literal["actions", "full"]) -> str:
@@ -16,11 +16,11 @@ def render_peer(peer: Trajectory, render: Literal["actions", "full"]) -> str:
     return "\n".join(f"{turn.observation}\n{turn.response}" for turn in peer.turns)
 
 
-def choose_peers(trajectories: Sequence[Trajectory]) -> dict[int, int]:
-    """Failed members of mixed groups -> index of their peer, see ``text.hindsight.first_successes``.
+def choose_peers(trajectories: Sequence[Trajectory], peer_of: Literal["group", "other"] = "group") -> dict[int, int]:
+    """Failed members of mixed groups -> index of their peer, see ``text.hindsight``.
 
-    Indices refer to ``trajectories``.
+    Indices refer to ``trajectories``; ``other`` takes the peer from another group.
     """
-    return first_successes(
-        [t.group_id for t in trajectories], [t.member for t in trajectories], [t.success for t in trajectories]
-    )
+    groups, successes = [t.group_id for t in trajectories], [t.success for t in trajectories]
+    peers = first_successes(groups, [t.member for t in trajectories], successes)
+    return peers if peer_of == "group" else from_other_groups(peers, groups, successes)

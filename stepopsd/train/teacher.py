@@ -101,7 +101,8 @@ class Teacher:
             tokens: Score the steps' spans, or every sampled token.
             keep: Keep the contexts for ``read`` and forward nothing yet.
         """
-        peers = choose_peers(trajectories) if self.config.hindsight.peer else {}
+        hindsight = self.config.hindsight
+        peers = choose_peers(trajectories, hindsight.peer_of) if hindsight.peer else {}
         out = torch.full((len(rows), width), float("nan"))
         chosen: list[int] = []
         contexts: list[TeacherContext] = []
@@ -109,14 +110,14 @@ class Teacher:
         for i in wanted.nonzero().squeeze(1).tolist():
             row = rows[i]
             has_peer = row.trajectory in peers
-            skipped = self.config.hindsight.rows_without_peer == "skip" and not has_peer
+            skipped = hindsight.rows_without_peer == "skip" and not has_peer
             steps = row.step_ids if tokens == "span" else response_steps(row)
             if skipped or not any(s >= 0 for s in steps):
                 continue
             peer = trajectories[peers[row.trajectory]] if has_peer else None
             # The last scored token is the farthest from the start, whatever the placement.
             room = self._positions - max(t for t, step in enumerate(steps) if step >= 0)
-            told = None if peer is None else render_peer(peer, self.config.hindsight.render)
+            told = None if peer is None else render_peer(peer, hindsight.render)
             block = self._blocks.write(trajectories[row.trajectory].success, told, room=room)
             chosen.append(i)
             blocks.append(block)

@@ -44,6 +44,19 @@ def test_only_failed_members_of_mixed_groups_get_the_first_successful_member():
     assert choose_peers(members) == {2: 1}
 
 
+def test_a_wrong_hint_is_the_success_of_the_next_group():
+    members = [
+        trajectory(0, 0, False), trajectory(0, 1, True),  # mixed
+        trajectory(1, 0, False), trajectory(1, 1, False),  # all failed: nobody had a peer, nobody gets one
+        trajectory(2, 0, True), trajectory(2, 1, True),  # all won: has one to give
+        trajectory(5, 0, True), trajectory(5, 1, False),  # mixed; the next is the first
+    ]  # fmt: skip
+    assert choose_peers(members, "other") == {0: 4, 7: 1}
+    assert choose_peers(members[:4], "other") == {}
+    with pytest.raises(ValueError, match="peer_of"):
+        HindsightConfig(peer_of="all")
+
+
 def written(policy, own, peer, room=ROOM, **options):
     config = HindsightConfig(**options)
     told = None if peer is None else render_peer(peer, config.render)

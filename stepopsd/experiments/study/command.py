@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +23,7 @@ def run(
     out: Path | None = None,
     stale_minutes: float = 10.0,
     at_most: Annotated[int, arg(name="cells")] = 0,
+    cells_like: str = "*",
 ) -> int:
     """Train every cell that is not finished; any number of these commands may share the directory.
 
@@ -29,11 +32,13 @@ def run(
         out: The study's directory; ``runs/studies/NAME`` where not given.
         stale_minutes: A worker on another machine that gave no sign for so long is taken for dead.
         at_most: End after so many cells; 0 goes on to the last.
+        cells_like: Only cells whose name ENVIRONMENT/METHOD/seed-N has this pattern, e.g. ``alfworld/*/seed-0``.
 
     Returns:
         0 when every cell is finished or another worker is at it, 1 when some failed.
     """
-    plan, root = _open(study, out)
+    whole, root = _open(study, out)
+    plan = _like(whole, cells_like)
     print(f"{plan.title}: {len(plan.cells)} cells in {root}", flush=True)
     outcome = work(plan, root, stale_after_s=60 * stale_minutes, at_most=at_most)
     for name in outcome.failed:
@@ -41,21 +46,23 @@ def run(
     if outcome.elsewhere:
         print(f"{len(outcome.elsewhere)} cells are left to other workers or to the next call")
     if not outcome.failed and not outcome.elsewhere:
-        write_table(write_records(plan, root, root / "records"))
+        write_table(write_records(whole, root, root / "records"))
     return int(bool(outcome.failed))
 
 
-def status(study: Positional[str], *, out: Path | None = None, stale_minutes: float = 10.0) -> None:
+def status(
+    study: Positional[str], *, out: Path | None = None, stale_minutes: float = 10.0, cells_like: str = "*"
+) -> None:
     """Print which cells are done, running, begun or waiting.
 
     Args:
         study: A study file or the name of one.
         out: The study's directory.
-        stale_minutes: As for run.
+        stale_minutes, cells_like: As for run.
     """
     plan, root = _open(study, out)
     states = []
-    for cell in plan.cells:
+    for cell in _like(plan, cells_like).cells:
         folder = root / "cells" / cell.name
         states.append(_state(folder, stale_minutes))
         print(f"{cell.name:44} {states[-1]}")
@@ -97,6 +104,14 @@ def write_table(records: Path, out: Path | None = None) -> Path:
 def _open(study: str, out: Path | None) -> tuple[Study, Path]:
     file = study_path(study)
     return read_study(file), out or Path("runs/studies") / file.stem
+
+
+def _like(plan: Study, pattern: str) -> Study:
+    """The study with those of its cells whose name has the pattern."""
+    cells = tuple(cell for cell in plan.cells if fnmatchcase(cell.name, pattern))
+    if not cells:
+        raise ValueError(f"--cells-like must match a cell such as {plan.cells[0].name}, got {pattern!r}")
+    return replace(plan, cells=cells)
 
 
 def _state(folder: Path, stale_minutes: float) -> str:

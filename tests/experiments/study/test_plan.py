@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stepopsd.experiments.study import plan
+from stepopsd.experiments.study import command, plan
 from tests.experiments.study.conftest import SOURCE, read
 
 
@@ -61,3 +61,32 @@ def test_mistakes_are_told_before_anything_runs(tmp_path, old, new, said):
 def test_unknown_study_names_those_that_exist():
     with pytest.raises(FileNotFoundError, match="cpu"):
         plan.study_path("no-such-study")
+
+
+@pytest.mark.parametrize("name", [file.stem for file in sorted(plan.STUDIES.glob("*.yaml"))])
+def test_every_study_that_comes_with_the_package_resolves(name):
+    study = plan.read_study(plan.study_path(name))
+    assert len(study.seeds) >= 3
+    assert {cell.environment for cell in study.cells} == set(study.environments)
+
+
+def test_the_papers_grid_is_whole():
+    study = plan.read_study(plan.study_path("paper"))
+    assert len(study.cells) == 14 * 3 * 4
+    cells = {cell.method: cell.config for cell in study.cells if cell.environment == "alfworld-qwen3-1.7b"}
+    knobs = {(c.credit.alpha_clip, c.credit.lambda_mix) for n, c in cells.items() if n.startswith(("a0", "stress"))}
+    assert knobs == {(0.05, 0.05), (0.05, 0.2), (0.2, 0.05), (0.2, 0.2), (0.5, 0.5)}
+    assert {c.credit.step_norm for c in cells.values()} == {"equal_step_mean_abs", "equal_step_ratio", "none"}
+    assert cells["wrong-hint"].credit.hindsight.peer_of == "other"
+    assert not cells["label-only"].credit.hindsight.peer
+    assert {c.model.path for c in cells.values()} == {"Qwen/Qwen3-1.7B"}
+    assert {c.optim.updates for c in cells.values()} == {150}
+
+
+def test_a_part_of_a_study_is_picked_by_pattern(tmp_path, capsys):
+    command.status("paper", out=tmp_path, cells_like="alfworld-*/wrong-hint/*")
+    told = capsys.readouterr().out
+    assert told.count("waiting") == 6
+    assert "0 of 6 done" in told
+    with pytest.raises(ValueError, match="must match a cell such as alfworld-qwen3-1.7b/grpo/seed-0, got 'x'"):
+        command.status("paper", out=tmp_path, cells_like="x")
