@@ -88,5 +88,5 @@ def test_a_part_of_a_study_is_picked_by_pattern(tmp_path, capsys):
     told = capsys.readouterr().out
     assert told.count("waiting") == 6
     assert "0 of 6 done" in told
-    with pytest.raises(ValueError, match="must match a cell such as alfworld-qwen3-1.7b/grpo/seed-0, got 'x'"):
+    with pytest.raises(ValueError, match=r"must match a cell such as alfworld-qwen3-1\.7b/grpo/seed-0, got 'x'"):
         command.status("paper", out=tmp_path, cells_like="x")
