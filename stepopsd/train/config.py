@@ -7,6 +7,7 @@ from typing import Literal
 
 from stepopsd.options.checks import choice, closed, positive
 from stepopsd.options.credit import CreditConfig, HindsightConfig
+from stepopsd.train.logging_config import LoggingConfig
 from stepopsd.train.needs import check_needs
 from stepopsd.train.search_config import SearchConfig
 
@@ -318,6 +319,7 @@ class RunConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
 
     def __post_init__(self) -> None:
         closed("checkpoint_every", self.checkpoint_every, 0, 1 << 30)

@@ -38,6 +38,7 @@ from stepopsd.train.provenance import provenance
 from stepopsd.train.search import retriever_facts, search_retriever
 from stepopsd.train.step import PolicyStep
 from stepopsd.train.tasks import episode_seed, tasks_of_update
+from stepopsd.train.trackers import require_trackers
 from stepopsd.train.transcripts import choose_transcripts, transcript
 
 #: Keys that change how long, where or how closely watched a run is, but not what it computes.
@@ -47,7 +48,7 @@ RESUME_MAY_CHANGE = frozenset({
     "env.workers", "env.step_timeout_s", "env.episode_timeout_s", "env.games", "env.search.data",
     "env.search.retriever", "env.search.corpus", "env.search.encoder", "env.search.encoder_device",
     "env.search.timeout_s", "env.search.deadline_s", "env.search.max_infra_share", "model.path",
-    "transcript_groups",
+    "transcript_groups", "logging.trackers", "logging.project",
 })  # fmt: skip
 
 
@@ -65,6 +66,7 @@ class Trainer:
         self.config = config
         self.run_dir = Path(config.run_dir)
         check_replay(config, world(config.env))
+        require_trackers(config)
         self.tasks = panel(tasks_of(config.env, config.env.train_split), config.env.train_games)
         self.panels = {split: self._games(split) for split in config.env.eval_splits}
         retriever = search_retriever(config.env)

@@ -17,7 +17,10 @@ from stepopsd.train.config_io import differences, dump_config, load_config
 DONE = "done.json"
 LOG = "train.log"
 #: Keys that may differ between a finished cell and the study file: they do not change what was computed.
-MAY_CHANGE = frozenset({"run_dir", "device", "keep_checkpoints", "env.workers", "env.games", "model.path"})
+MAY_CHANGE = frozenset({
+    "run_dir", "device", "keep_checkpoints", "env.workers", "env.games", "model.path", "logging.trackers",
+    "logging.project",
+})  # fmt: skip
 _TAIL = 12
 
 
