@@ -158,8 +158,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except RuntimeError as error:
         from stepopsd.retrieval import RetrieverError
+        from stepopsd.rollout.engines.results import EngineError
 
-        if not isinstance(error, RetrieverError):
+        if not isinstance(error, (RetrieverError, EngineError)):
             raise
         print(f"stepopsd {args[0]}: {error}", file=sys.stderr)
         return 1

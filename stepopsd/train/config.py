@@ -7,13 +7,14 @@ from typing import Literal
 
 from stepopsd.options.checks import choice, closed, positive
 from stepopsd.options.credit import CreditConfig, HindsightConfig
+from stepopsd.train.engine_config import ENGINES, VllmConfig
 from stepopsd.train.logging_config import LoggingConfig
 from stepopsd.train.needs import check_needs
 from stepopsd.train.search_config import SearchConfig
 
 __all__ = [
     "CreditConfig", "EnvConfig", "EvalConfig", "HindsightConfig", "LossConfig", "ModelConfig", "OptimConfig",
-    "RolloutConfig", "RunConfig", "SearchConfig",
+    "RolloutConfig", "RunConfig", "SearchConfig", "VllmConfig",
 ]  # fmt: skip
 
 Context = Literal["turn", "dialogue"]
@@ -110,6 +111,10 @@ class RolloutConfig:
         max_prompt_tokens: Longest context of a call; an episode that outgrows it ends with ``context_limit``.
         max_response_tokens: Longest model turn.
         batch_size: Episodes generated side by side; 0 means all of an update.
+        engine: What samples (docs/engines.md): ``transformers``, our decode loop, whose samples depend on nothing but
+            their seeds; ``continuous``, transformers' continuous batching; ``vllm`` on the trainer's GPU,
+            ``vllm_server`` on another.
+        vllm: Settings of the last two.
     """
 
     context: Context = "turn"
@@ -119,8 +124,11 @@ class RolloutConfig:
     max_prompt_tokens: int = 2048
     max_response_tokens: int = 512
     batch_size: int = 0
+    engine: Literal["transformers", "continuous", "vllm", "vllm_server"] = "transformers"
+    vllm: VllmConfig = field(default_factory=VllmConfig)
 
     def __post_init__(self) -> None:
+        choice("rollout.engine", self.engine, ENGINES)
         choice("rollout.context", self.context, ("turn", "dialogue"))
         positive("rollout.groups", self.groups)
         closed("rollout.group_size", self.group_size, 2, 4096)
@@ -213,6 +221,8 @@ class OptimConfig:
         duplicate_rows_to: Append randomly chosen copies of rows until their number is a multiple of this, as verl-agent
             does to share them out among GPUs; copies enter group statistics and loss. 0 keeps every row once.
         old_logprobs: ``recompute`` with the trainer's model before the first step, or trust the ``sampled`` ones.
+        tis_cap: Truncated importance sampling against a sampler of other numerics: each token's policy term is weighed
+            by min(π_trainer / π_sampler, cap). 0 turns it off; needs ``old_logprobs: recompute``.
     """
 
     lr: float = 1e-6
@@ -229,6 +239,7 @@ class OptimConfig:
     microbatch_tokens: int = 16384
     duplicate_rows_to: int = 0
     old_logprobs: Literal["recompute", "sampled"] = "recompute"
+    tis_cap: float = 0.0
 
     def __post_init__(self) -> None:
         choice("optim.old_logprobs", self.old_logprobs, ("recompute", "sampled"))
@@ -249,6 +260,12 @@ class OptimConfig:
             )
         positive("optim.microbatch_tokens", self.microbatch_tokens)
         closed("optim.duplicate_rows_to", self.duplicate_rows_to, 0, 1 << 20)
+        closed("optim.tis_cap", self.tis_cap, 0.0, 1e6)
+        if self.tis_cap and self.old_logprobs != "recompute":
+            raise ValueError(
+                "optim.tis_cap compares log-probs of the trainer and the sampler: optim.old_logprobs must be "
+                f"recompute, got {self.old_logprobs}"
+            )
 
 
 @dataclass(frozen=True, slots=True)

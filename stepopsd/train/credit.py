@@ -206,6 +206,11 @@ class Credit:
         return makers[0].plan(prompts, group_size, rng) if makers else plain_plan(prompts, group_size)
 
     @property
+    def has_auxiliary(self) -> bool:
+        """Whether a method comes as a loss term, which forwards rows without an advantage as well."""
+        return any(part.method.role == "auxiliary" for part in self.parts)
+
+    @property
     def brancher(self) -> CreditMethod | None:
         """The method that branches attempts, if one does."""
         return next((part.method for part in self.parts if part.method.branching), None)

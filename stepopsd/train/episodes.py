@@ -15,11 +15,11 @@ from stepopsd.envs.searchqa import SearchPool
 from stepopsd.retrieval import Retriever
 from stepopsd.rollout.contexts import ContextPolicy, DialogueContext, TurnContext
 from stepopsd.rollout.engines.base import Sampling, call_seed
-from stepopsd.rollout.engines.transformers import TransformersEngine
 from stepopsd.rollout.limits import Limits
 from stepopsd.rollout.loop import Job, group_jobs, run_episodes
 from stepopsd.rollout.records import Trajectory
 from stepopsd.train.config import EnvConfig, RunConfig
+from stepopsd.train.engines import make_engine
 from stepopsd.train.format import chat_of, prompting_of
 from stepopsd.train.policy import Policy
 from stepopsd.train.search import (
@@ -65,7 +65,7 @@ class Episodes:
         steps = search_rules(env.search).max_turns if env.name == "searchqa" else env.max_steps
         self.limits = Limits(steps, rollout.max_prompt_tokens, rollout.max_response_tokens)
         self.context = _context(config, policy)
-        self.engine = TransformersEngine(policy.model)
+        self.engine = make_engine(config, policy.model)
         self.limits.check_engine(self.engine)
         self._env = env
         self.retriever = retriever
@@ -153,10 +153,11 @@ class Episodes:
             self._pool.prefetch([(job.task, job.seed) for job in jobs])
 
     def close(self) -> None:
-        """Stop the environment workers."""
+        """Stop the environment workers and what the engine holds."""
         if self._pool is not None:
             self._pool.close()
             self._pool = None
+        self.engine.close()
 
 
 def _context(config: RunConfig, policy: Policy) -> ContextPolicy:

@@ -27,6 +27,7 @@ class Prepared:
         conductor: Played it, and counts what is sampled.
         branches: Of methods that branch, also in the middle of the step.
         metrics: Of rollout and credit.
+        importance: (N, T) weights against a sampler of other numerics, None for 1; see ``mismatch``.
     """
 
     trajectories: list[Trajectory]
@@ -37,6 +38,7 @@ class Prepared:
     conductor: Conductor
     branches: Branches | None
     metrics: dict[str, Any]
+    importance: Tensor | None = None
 
     def spent(self) -> dict[str, Any]:
         """Everything that was sampled so far, branches and replies included, and continuations that were given up."""

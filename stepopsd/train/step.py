@@ -37,7 +37,8 @@ class PolicyStep:
         self._means: dict[str, _Mean] = {}
 
     def run(
-        self, batch: Batch, ref_logprobs: Tensor | None, update: int, credit: Assigned | None = None
+        self, batch: Batch, ref_logprobs: Tensor | None, update: int, credit: Assigned | None = None, *,
+        importance: Tensor | None = None,
     ) -> dict[str, float]:
         """All epochs and mini-batches of one update; returns metrics averaged over tokens.
 
@@ -46,6 +47,7 @@ class PolicyStep:
             ref_logprobs: (N, T) or None.
             update: Counted from 1.
             credit: Where the advantages came from, for methods with a loss term or that follow the policy.
+            importance: (N, T) weights of the policy term, see ``mismatch.truncated_importance``; None for 1.
         """
         self.policy.model.train()
         sums: dict[str, float] = defaultdict(float, loss=0.0, grad_norm=0.0)
@@ -61,6 +63,8 @@ class PolicyStep:
                     part = replace(part, advantages=self._branch(rows, credit, first=steps == 0))
                 elif credit is not None and credit.moves and steps > 0:
                     part = replace(part, advantages=self._follow(part, rows, credit))
+                if importance is not None:
+                    part = replace(part, advantages=part.advantages * importance[rows])
                 sums["grad_norm"] += self._optimise(part, refs, sums, rows, first=steps == 0)
                 steps += 1
         self.policy.model.eval()
@@ -194,6 +198,8 @@ class PolicyStep:
         if first:
             # Before the first step current and old policy are the same weights: any gap is the sampler's.
             sums["old_gap_max"] = max(sums["old_gap_max"], seen["old_gap_max"])
+            sums["old_kl"] += seen["tokens"] * seen["kl_old"]
+            sums["first_tokens"] += seen["tokens"]
         if credit is None:
             return result.loss
         logprobs = result.logprobs[mask] if whole else result.logprobs
@@ -224,6 +230,7 @@ class _Mean:
 def _averages(sums: dict[str, float], steps: int) -> dict[str, float]:
     tokens = max(1.0, sums.pop("tokens", 0.0))
     per_token = {name: sums.pop(name, 0.0) / tokens for name in ("ratio_mean", "clip_share", "entropy", "kl")}
-    gap = sums.pop("old_gap_max", 0.0)
+    old = {"old_gap_max": sums.pop("old_gap_max", 0.0)}
+    old["old_kl"] = sums.pop("old_kl", 0.0) / max(1.0, sums.pop("first_tokens", 0.0))
     steps = max(1, steps)
-    return {**{name: value / steps for name, value in sums.items()}, **per_token, "old_gap_max": gap}
+    return {**{name: value / steps for name, value in sums.items()}, **per_token, **old}

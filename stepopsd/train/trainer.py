@@ -16,6 +16,7 @@ from stepopsd.credit.grpo import group_normalize
 from stepopsd.credit.plan import Planned
 from stepopsd.envs.base import Task
 from stepopsd.retrieval import RetrieverError
+from stepopsd.rollout.engines.results import EngineError
 from stepopsd.rollout.records import Batch, Row
 from stepopsd.rollout.rows import build_rows, collate, with_copies
 from stepopsd.train.branches import Branches
@@ -29,6 +30,7 @@ from stepopsd.train.evaluation import episodes_of_panel, panel, panel_of_update,
 from stepopsd.train.extras import Played
 from stepopsd.train.interrupts import Interrupts
 from stepopsd.train.metrics import JsonLines
+from stepopsd.train.mismatch import mismatch, truncated_importance
 from stepopsd.train.needs import check_replay
 from stepopsd.train.plan import Conductor
 from stepopsd.train.policy import load_policy
@@ -49,6 +51,8 @@ RESUME_MAY_CHANGE = frozenset({
     "env.search.retriever", "env.search.corpus", "env.search.encoder", "env.search.encoder_device",
     "env.search.timeout_s", "env.search.deadline_s", "env.search.max_infra_share", "model.path",
     "transcript_groups", "logging.trackers", "logging.project",
+    "rollout.vllm.memory", "rollout.vllm.sleep", "rollout.vllm.url", "rollout.vllm.weights_dir",
+    "rollout.vllm.timeout_s", "rollout.vllm.concurrency",
 })  # fmt: skip
 
 
@@ -102,6 +106,7 @@ class Trainer:
             KeyboardInterrupt: SIGINT or SIGTERM (``Stop`` has its number); the updates so far are saved.
             DeadlineReached: ``deadline`` leaves no time for another update; the updates so far are saved.
             RetrieverError: too many episodes lost the retriever; the updates so far are saved.
+            EngineError: the sampler lost results or cannot be reached; the updates so far are saved.
         """
         self._open_run_dir()
         self._done = self._resume()
@@ -109,7 +114,7 @@ class Trainer:
         try:
             with self.interrupts:
                 self._train(progress)
-        except (KeyboardInterrupt, DeadlineReached, RetrieverError) as stopped:
+        except (KeyboardInterrupt, DeadlineReached, RetrieverError, EngineError) as stopped:
             progress.note(self._stopped(stopped))
             raise
         finally:
@@ -146,7 +151,10 @@ class Trainer:
         self.interrupts.hold()  # until the update is counted: its parts are worth nothing alone
         if self.previous is not None:
             self.previous.copy_weights_from(self.policy)
-        losses = self.step.run(prepared.batch, self._reference_logprobs(prepared.batch), update, prepared.result)
+        losses = self.step.run(
+            prepared.batch, self._reference_logprobs(prepared.batch), update, prepared.result,
+            importance=prepared.importance,
+        )
         self.credit.refresh(update)
         self._generated += prepared.conductor.generated
         seconds = time.perf_counter() - started
@@ -155,9 +163,9 @@ class Trainer:
         record = {"update": update, **prepared.metrics}
         record["seconds"] += seconds
         record["train_seconds"] += seconds
-        old_gap = losses.pop("old_gap_max")
-        if record["sampler_gap_max"] is None:
-            record["sampler_gap_max"] = old_gap
+        # Before the first step current and old policy are the same weights: any gap is the sampler's.
+        first = {"sampler_gap_max": losses.pop("old_gap_max"), "sampler_kl": losses.pop("old_kl")}
+        record = first | record
         record |= losses | prepared.spent()
         self.metrics.append(record)
         return record
@@ -199,7 +207,7 @@ class Trainer:
         if self.config.credit.dynamic_sampling == "drop":
             keep = _rows_of_live_groups(base.advantages, batch.group_ids)
             batch, base, plain, rows = batch.select(keep), base.select(keep), plain[keep], [rows[i] for i in keep]
-        gap = self._refresh_old_logprobs(batch, base.advantages)
+        compared, importance = self._refresh_old_logprobs(batch, base.advantages)
         scored = time.perf_counter()
         result = self.credit.assign(base, Played(self.config, self.policy, batch, rows, trajectories), update)
         if branches and branches.in_minibatches:
@@ -211,7 +219,7 @@ class Trainer:
             "rollout_seconds": played - started,
             "teacher_seconds": ended - scored,
             "train_seconds": scored - played,
-            "sampler_gap_max": gap,
+            **compared,
             "env_failures": conductor.failures,
             **seen,
             **self.episodes.usage.since(),
@@ -221,7 +229,7 @@ class Trainer:
             "tokens/student": int(batch.attention_mask.sum()),
             **result.teacher_metrics(),
         }
-        return Prepared(trajectories, rows, plain, batch, result, conductor, branches, metrics)
+        return Prepared(trajectories, rows, plain, batch, result, conductor, branches, metrics, importance)
 
     def _drawn(self, update: int) -> tuple[list[Task], list[int]]:
         """An update's tasks and seeds, one each per group."""
@@ -255,18 +263,25 @@ class Trainer:
             plain = plain[torch.randperm(plain.numel(), generator=generator).to(plain.device)]
         return plain
 
-    def _refresh_old_logprobs(self, batch: Batch, base: Tensor) -> float | None:
-        """Recompute old log-probs where they are needed; returns the largest gap to the sampler's."""
-        if self.config.optim.old_logprobs == "sampled":
-            return None
+    def _refresh_old_logprobs(self, batch: Batch, base: Tensor) -> tuple[dict[str, float], Tensor | None]:
+        """Recompute old log-probs where they are needed; how far the sampler's were off, and weights against that."""
         needed = self._matters(base)[:, None] & batch.response_mask
+        in_step = bool(needed.any()) and self.config.optim.old_logprobs == "sampled"
+        if in_step or (self.credit.has_auxiliary and not bool(needed.any())):
+            return {}, None  # the step compares them
+        if not bool(needed.any()):
+            needed[:1] = batch.response_mask[:1]  # one row, so that sampler and trainer are compared in every update
         fresh = self.policy.score(
             batch.input_ids, batch.attention_mask, needed,
             temperature=self.config.rollout.temperature, max_tokens=self.config.optim.microbatch_tokens,
         )
-        gap = (fresh - batch.old_logprobs)[needed].abs()
-        batch.old_logprobs[needed] = fresh[needed]
-        return float(gap.max()) if gap.numel() else 0.0
+        seen, importance = mismatch(batch.old_logprobs, fresh, needed), None
+        if cap := self.config.optim.tis_cap:
+            importance, weighed = truncated_importance(batch.old_logprobs, fresh, needed, cap)
+            seen |= weighed
+        if self.config.optim.old_logprobs == "recompute":
+            batch.old_logprobs[needed] = fresh[needed]
+        return seen, importance
 
     def _matters(self, base: Tensor) -> Tensor:
         """(N,) bool, rows whose old log-probs enter the loss."""

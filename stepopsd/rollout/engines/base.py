@@ -100,6 +100,10 @@ class Engine(Protocol):
         """Open a session (a context manager) for conversations that grow."""
         ...
 
+    def close(self) -> None:
+        """Give back what the engine holds beyond the model; it can be used no more."""
+        ...
+
 
 def call_seed(*parts: int | str) -> int:
     """A 64-bit seed from the coordinates of a model call; the same parts give the same seed everywhere.

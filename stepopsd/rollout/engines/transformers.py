@@ -74,6 +74,9 @@ class TransformersEngine:
         """See ``Engine.session``."""
         return TransformersSession(self)
 
+    def close(self) -> None:
+        """See ``Engine.close``; there is nothing to give back."""
+
     def logits(self, cache: RowCache, rows: Rows, ids: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """One forward pass of ``ids`` (n, Q) at ``columns`` (n, Q); -1 marks padding. Returns (n, V) float32.
 
