@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM = false
 # Threads that wait must not spin: on two busy cores a spinning one holds up the one it waits for.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: demo test test-slow check bench bench-sweep gpu clean install
+.PHONY: demo test test-slow check docs bench bench-sweep gpu clean install
 
 install: $(STAMP)
 
@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml setup.py constraints.txt constraints-alfworld.txt $(NAT
 	$(BIN)/pip install -q -c constraints.txt torch
 	$(BIN)/pip install -q -c constraints.txt setuptools pybind11 ninja triton
 	$(BIN)/pip install -q --no-deps -r constraints-alfworld.txt
-	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[train,retrieval,dev]'
+	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[train,retrieval,dev,docs]'
 	touch $@
 
 demo: $(STAMP)  ## GRPO against StepOPSD on the real ALFWorld engine; ends in runs/demo/report.html
@@ -40,6 +40,9 @@ test-slow: $(STAMP)  ## the learning test: three seeds of training on the real e
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(STAMP)  ## the site -> build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(STAMP)
 	$(BIN)/pytest benchmarks -q --benchmark-only --benchmark-columns=median,iqr,rounds
