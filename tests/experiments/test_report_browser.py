@@ -122,6 +122,6 @@ def test_page_stays_small_and_says_what_it_left_out(run):
 
 def test_a_group_too_large_for_the_page_shows_one_of_each_outcome(run):
     loaded = rewrite(run, lambda r: [{**r, "member": r["member"] + 2 * m} for m in range(10)] * (r["update"] == 1))
-    one = len(json.dumps(browser._group_data(groups_of(loaded)[0], loaded.transcripts[:2], None)))
+    one = len(json.dumps(browser._group_data(groups_of(loaded)[0], loaded.transcripts[:2], methods_of)))
     members = browser_data(transcripts_html({"S": [loaded]}, budget=2 * one))["runs"][0]["groups"][0]["members"]
     assert sorted(m["won"] for m in members) == [False, True]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -18,6 +18,7 @@ TRAINED = "as trained"
 MODES = (("shaped", "advantage Ã"), ("change", "Ã/A − 1"), ("weight", "weight w"), ("delta", "gap Δ"))
 #: Bytes of a page that transcripts may fill: with its figures it stays below 10 MB.
 BUDGET = 7_500_000
+Others = Callable[[Run], Mapping[str, Options]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +49,13 @@ class Group:
 
 
 def transcripts_html(
-    methods: Method, *, others: Mapping[str, Options] | None = None, same: bool = False, budget: int = BUDGET
+    methods: Method, *, others: Others = methods_of, same: bool = False, budget: int = BUDGET
 ) -> str:
     """The section's body: controls, two panes and the data; a sentence when nothing was recorded.
 
     Args:
         methods: The runs.
-        others: Label -> ``credit`` section of methods whose credit is computed for every recorded trajectory; the
-            registered ones with each run's own section where not given.
+        others: Run -> label -> ``credit`` section of methods whose credit is computed for what it recorded.
         same: Open with one trajectory in both panes, as trained and under another method, instead of a won and a lost
             member of a group.
         budget: Bytes that the data may take; what has no room is left out, and the page says so.
@@ -86,7 +86,7 @@ def groups_of(run: Run) -> list[Group]:
     return [Group(run, tuple(sorted(found[key], key=lambda m: m["member"]))) for key in sorted(found)]
 
 
-def _within(groups: Sequence[Group], budget: int, others: Mapping[str, Options] | None) -> dict[int, dict[str, Any]]:
+def _within(groups: Sequence[Group], budget: int, others: Others) -> dict[int, dict[str, Any]]:
     """Index of a group -> its data, as many as have room: of each run in turn, telling ones first."""
     chosen: dict[int, dict[str, Any]] = {}
     for index in _order(groups):
@@ -111,9 +111,9 @@ def _order(groups: Sequence[Group]) -> Iterator[int]:
     return (index for turn in zip_longest(*by_run.values()) for index in turn if index is not None)
 
 
-def _group_data(group: Group, members: Sequence[Record], others: Mapping[str, Options] | None) -> dict[str, Any]:
+def _group_data(group: Group, members: Sequence[Record], others: Others) -> dict[str, Any]:
     run, first = group.run, members[0]
-    found = credit_of_record(members, methods_of(run) if others is None else others, run)
+    found = credit_of_record(members, others(run), run)
     computed = [f for f in found if not f.absent]
     size = first.get("members")
     return {

@@ -64,7 +64,7 @@ def draw_kinds(methods: Method, path: Path) -> Path | None:
             axis.set_ylim(len(kinds) - 0.45, -0.55)
             axis.set_xlim(-0.02, 1.02)
             axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
-            axis.set_xlabel("success (ring: first evaluation, filled: last with 95 % interval)")
+            axis.set_xlabel("success: ring first, filled last")
             axis.tick_params(axis="y", length=0, labelcolor=theme.INK)
         theme.legend_below(sheet, [theme.method_handle(i, label) for i, label in enumerate(methods)])
     return theme.save(sheet, path)

@@ -152,9 +152,9 @@ def optimisation(methods: Method, folder: Path) -> str:
     return figure(path, caption, absent="No training metrics: metrics.jsonl is absent or empty in every run.")
 
 
-def cost(methods: Method, folder: Path) -> str:
-    """Time and tokens; methods are compared at equal updates, so unequal cost must be in sight."""
-    path = diagnostics.draw_cost(methods, folder / "cost.png")
+def cost(methods: Method, path: Path, *, equal: str = "updates") -> str:
+    """Time and tokens; methods are compared at something equal, so cost that is not must be in sight."""
+    drawn = diagnostics.draw_cost(methods, path)
     seconds_keys = ["seconds", *(key for key, _ in diagnostics.TIME)]
     token_keys = [key for key, _ in diagnostics.TOKENS]
     reference = _mean_total(next(iter(methods.values())), "seconds")
@@ -167,8 +167,8 @@ def cost(methods: Method, folder: Path) -> str:
                      *(text.amount(_mean_total(runs, key)) for key in token_keys)])
     head = ["per run", "runs", "total time", "rollout", "training", "teacher", "time ratio", "tokens generated",
             "student", "teacher"]
-    caption = "Methods are compared at equal updates; where their bars differ they were not given equal time."
-    return figure(path, caption, absent="Neither time nor tokens were recorded.") + table(head, rows)
+    caption = f"Methods are compared at equal {equal}; where their bars differ they were not given equal time."
+    return figure(drawn, caption, absent="Neither time nor tokens were recorded.") + table(head, rows)
 
 
 def how_it_ran(methods: Method) -> str:

@@ -79,14 +79,27 @@ def amount(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def table(head: list[str], rows: list[list[str]], *, numeric_from: int = 1) -> str:
-    """An HTML table; head and cells are HTML already, columns from ``numeric_from`` on align right."""
+def table(
+    head: list[str], rows: list[list[str]], *, numeric_from: int = 1, quoted_from: int | None = None,
+    tight: bool = False,
+) -> str:  # fmt: skip
+    """An HTML table.
+
+    Args:
+        head, rows: HTML already.
+        numeric_from: Columns from here on align right.
+        quoted_from: Rows from here on are others' figures and look it; None has none.
+        tight: For many columns.
+    """
     style = [' class="n"' if i >= numeric_from else "" for i in range(len(head))]
     header = "".join(f"<th{s}>{cell}</th>" for s, cell in zip(style, head, strict=True))
     body = "".join(
-        "<tr>" + "".join(f"<td{s}>{cell}</td>" for s, cell in zip(style, row, strict=True)) + "</tr>" for row in rows
+        ('<tr class="quoted">' if quoted_from is not None and i >= quoted_from else "<tr>")
+        + "".join(f"<td{s}>{cell}</td>" for s, cell in zip(style, row, strict=True)) + "</tr>"
+        for i, row in enumerate(rows)
     )
-    return f'<div class="scroll"><table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table></div>'
+    around = "scroll tight" if tight else "scroll"
+    return f'<div class="{around}"><table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def html(value: object) -> str:

@@ -46,7 +46,7 @@ def write_report(
         Section("types", "Task types", sections.kinds(methods, out_dir)),
         Section("credit", "Credit", sections.credit(methods, out_dir)),
         Section("training", "Training", sections.optimisation(methods, out_dir)),
-        Section("cost", "Time and tokens", sections.cost(methods, out_dir)),
+        Section("cost", "Time and tokens", sections.cost(methods, out_dir / "cost.png")),
         Section("transcripts", "Transcripts", transcripts_html(methods)),
         Section("provenance", "How it ran", sections.how_it_ran(methods)),
     ]

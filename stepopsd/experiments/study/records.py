@@ -1,19 +1,23 @@
-"""A study's raw records in four small files, from which every figure of its table comes."""
+"""A study's raw records in five small files, from which every figure of its table and page comes."""
 
 from __future__ import annotations
 
 import json
+import lzma
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from stepopsd.experiments.evaluate import arrow, read_episodes, write_episodes
+from stepopsd.experiments.report.browser import Group, groups_of
 from stepopsd.experiments.report.load import Record, Run, load_run
 from stepopsd.experiments.study.plan import Study
 from stepopsd.experiments.study.work import DONE
 
 STUDY, EPISODES, METRICS, RUNS = "study.yaml", "episodes.parquet", "metrics.parquet", "runs.json"
+#: May be absent: what no trainer stored, or what was gathered before there was this file.
+TRANSCRIPTS = "transcripts.jsonl.xz"
 _KEY = ("environment", "method", "run_seed")
 #: environment -> method -> its finished runs
 Runs = dict[str, dict[str, list[Run]]]
@@ -23,15 +27,15 @@ def write_records(study: Study, root: Path, out: Path) -> Path:
     """Gather the finished cells under ``root`` into ``out``.
 
     Returns:
-        ``out``, with the study file, one row per evaluation episode, one per update, and configuration and machine of
-        every run.
+        ``out``, with the study file, one row per evaluation episode, one per update, configuration and machine of
+        every run, and one recorded group of the first finished seed of every method.
 
     Raises:
         ValueError: No cell is finished, or a run's file is broken.
         ImportError: pyarrow is missing.
     """
     pa, parquet = arrow()
-    episodes, metrics, facts = [], [], []
+    episodes, metrics, facts, transcripts = [], [], [], dict[tuple[str, str], list[Record]]()
     for cell in study.cells:
         folder = root / "cells" / cell.name
         if not (folder / DONE).is_file():
@@ -40,6 +44,8 @@ def write_records(study: Study, root: Path, out: Path) -> Path:
         key = dict(zip(_KEY, (cell.environment, cell.method, cell.seed), strict=True))
         episodes += [{**key, "decoding": "sample", "temperature": None, **episode} for episode in run.episodes]
         metrics += [{**key, **{name: _number(value) for name, value in row.items()}} for row in run.metrics]
+        shown = transcripts.setdefault((cell.environment, cell.method), [])
+        shown += [] if shown else [{**key, **record} for record in _telling(run)]
         facts.append({**key, "config": {**run.config, "run_dir": ""}, "machine": run.environment})
     if not facts:
         raise ValueError(f"no cell of the study is finished in {root}")
@@ -48,11 +54,13 @@ def write_records(study: Study, root: Path, out: Path) -> Path:
     write_episodes(out / EPISODES, episodes)
     parquet.write_table(pa.Table.from_pylist(_rectangular(metrics)), out / METRICS, compression="zstd")
     (out / RUNS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    stored = "".join(json.dumps(record, ensure_ascii=False) + "\n" for own in transcripts.values() for record in own)
+    (out / TRANSCRIPTS).write_bytes(lzma.compress(stored.encode(), preset=9))
     return out
 
 
 def read_records(folder: Path) -> Runs:
-    """The runs of ``write_records``, with everything but their transcripts.
+    """The runs of ``write_records``; of their transcripts those that were kept.
 
     Raises:
         FileNotFoundError: ``folder`` holds no such records.
@@ -64,13 +72,14 @@ def read_records(folder: Path) -> Runs:
             raise FileNotFoundError(f"records of a study: no such file: {folder / name}")
     episodes = _by_run(read_episodes(folder / EPISODES))
     metrics = _by_run(parquet.read_table(folder / METRICS).to_pylist())
+    transcripts = _by_run(_transcripts(folder))
     runs: Runs = {}
     for facts in json.loads((folder / RUNS).read_text(encoding="utf-8")):
         key = _key(facts)
         run = Run(
             method=key[1], path=folder, seed=key[2], config=facts["config"], environment=facts["machine"],
             metrics=[{k: v for k, v in row.items() if v is not None} for row in metrics.get(key, [])],
-            episodes=episodes.get(key, []),
+            episodes=episodes.get(key, []), transcripts=transcripts.get(key, []),
         )  # fmt: skip
         runs.setdefault(key[0], {}).setdefault(key[1], []).append(run)
     return runs
@@ -84,6 +93,21 @@ def baseline_of(folder: Path) -> str:
 def title_of(folder: Path) -> str:
     """The title of the study of these records."""
     return str(_study(folder).get("title", folder.name))
+
+
+def _telling(run: Run) -> tuple[Record, ...]:
+    """The newest recorded group, one that was reshaped and has both outcomes if there is one."""
+    groups = groups_of(run)
+    return max(groups, key=_worth).members if groups else ()
+
+
+def _worth(group: Group) -> tuple[bool, bool, int, int]:
+    return group.mixed, group.reshaped, group.members[0]["update"], len(group.members)
+
+
+def _transcripts(folder: Path) -> list[Record]:
+    path = folder / TRANSCRIPTS
+    return [json.loads(line) for line in lzma.open(path, "rt", encoding="utf-8")] if path.is_file() else []
 
 
 def _study(folder: Path) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def markdown(runs: Runs, baseline: str, title: str) -> str:
     for environment, methods in runs.items():
         for panel in panels(methods):
             shown = [line for line in table if (line.environment, line.panel) == (environment, panel)]
-            parts += [f"## {environment}, {panel}", "", *_rows(shown), "", *_says(shown, baseline), ""]
+            parts += [f"## {environment}, {panel}", "", *_rows(shown), "", *says(shown, baseline), ""]
         parts += [f"## {environment}, by task type (last evaluation)", "", *_kind_rows(methods), ""]
     return "\n".join([*parts, *_legend(baseline)]) + "\n"
 
@@ -140,7 +140,7 @@ def _rows(shown: Sequence[Line]) -> list[str]:
     return rows
 
 
-def _says(shown: Sequence[Line], baseline: str) -> list[str]:
+def says(shown: Sequence[Line], baseline: str) -> list[str]:
     """What the panel's differences allow to say, several comparisons kept in mind."""
     compared = [line for line in shown if line.difference is not None and line.adjusted is not None]
     if not compared:
@@ -168,7 +168,7 @@ def _kind_rows(methods: dict[str, list[Run]]) -> list[str]:
     rows = ["| panel | method | " + " | ".join(map(kind_name, kinds)) + " |", "|---|---|" + "---:|" * len(kinds)]
     for panel in names:
         for method, runs in methods.items():
-            chosen = [_last_episodes(run, panel) for run in runs]
+            chosen = [last_episodes(run, panel) for run in runs]
             found = success_by_kind(
                 [[e["kind"] for e in run] for run in chosen], [[bool(e["success"]) for e in run] for run in chosen]
             )
@@ -207,7 +207,7 @@ def _updates(run: Run, panel: str) -> list[int]:
     return sorted({e["update"] for e in run.episodes if e["panel"] == panel})
 
 
-def _last_episodes(run: Run, panel: str) -> list[dict[str, Any]]:
+def last_episodes(run: Run, panel: str) -> list[dict[str, Any]]:
     updates = _updates(run, panel)
     return [e for e in run.episodes if updates and e["panel"] == panel and e["update"] == updates[-1]]
 
