@@ -26,7 +26,7 @@ from stepopsd.experiments.search_demonstrations import (
 from stepopsd.experiments.sft import FitConfig, fit
 from stepopsd.experiments.tiny_model import TinyModelConfig, build_model, build_tokenizer, save, vocabulary
 from stepopsd.experiments.warmstart import training_row
-from stepopsd.rollout.chat import ChatFormat
+from stepopsd.text.chat import ChatFormat
 from stepopsd.text.hindsight import number_actions, render_hindsight
 
 #: A warm start that ships with the package; its README says how it was made and what it solves.

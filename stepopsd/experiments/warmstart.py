@@ -21,7 +21,7 @@ from stepopsd.envs.games.rooms import FULL_RECEPTACLES, LAMP, PLACES, TINY_RECEP
 from stepopsd.experiments.demonstrations import Demonstration, DemonstrationConfig, iter_demonstrations
 from stepopsd.experiments.sft import FitConfig, WeightedRow, fit
 from stepopsd.experiments.tiny_model import END, TinyModelConfig, build_model, build_tokenizer, save, vocabulary
-from stepopsd.rollout.chat import ChatFormat
+from stepopsd.text.chat import ChatFormat
 from stepopsd.text.hindsight import number_actions, render_hindsight
 
 #: A warm start that ships with the package; its README says how it was made and what it solves.

@@ -29,11 +29,13 @@ class HostAdvantages:
         advantages: float32, detached, 0 outside responses: (N, T), or N one-dimensional tensors.
         metrics: Name -> number; with several methods, names begin with their method's.
         tokens: Name -> per-token values in the same form, e.g. ``delta`` and ``weights``.
+        base: The advantages that factors multiplied, in the same form.
     """
 
     advantages: Tensor | list[Tensor]
     metrics: dict[str, float] = field(default_factory=dict)
     tokens: dict[str, Tensor | list[Tensor]] = field(default_factory=dict)
+    base: Tensor | list[Tensor] | None = None
 
 
 class HostCredit:
@@ -97,6 +99,28 @@ class HostCredit:
     def wants_teacher(self, update: int) -> bool:
         """Whether teacher log-probs matter in this update, counted from 1; where not, none need be made."""
         return any(method.wants_teacher(update) for method in self.methods.values())
+
+    def wants_student(self, update: int) -> bool:
+        """Whether student log-probs are read in this update."""
+        return self.wants_teacher(update) or bool(self._readers())
+
+    def _readers(self) -> list[str]:
+        """Methods that read student log-probs without a teacher's beside them."""
+        alone = (n for n in self.methods if self.config.teacher_options(n) is None)
+        return [n for n in alone if self.methods[n].role == "factor" or self.methods[n].per_minibatch]
+
+    @property
+    def factors(self) -> HostCredit:
+        """The methods that multiply advantages, alone: for another call with ``current_logprobs``, see ``moves``."""
+        names = [name for name, method in self.methods.items() if method.role == "factor"]
+        name = "+".join(names or ["grpo"])
+        return self if name == self.config.name else HostCredit(name, replace(self.config, name=name))
+
+    @property
+    def teacher_tokens(self) -> str:
+        """What a teacher scores: the ``span`` of each step, or the whole ``response``."""
+        asked = [m.teacher_tokens for n, m in self.methods.items() if self.config.teacher_options(n) is not None]
+        return "response" if "response" in asked else "span"
 
     @property
     def teacher(self) -> Section | None:
@@ -196,7 +220,7 @@ class HostCredit:
             tokens = result.tokens | tokens
         together = _compose(base, [results[n] for n, m in self.methods.items() if m.role == "factor"])
         shown = {name: form.back(value) for name, value in tokens.items() if value.shape == together.shape}
-        return HostAdvantages(form.back(together), metrics, shown)
+        return HostAdvantages(form.back(together), metrics, shown, form.back(base))
 
     def _plain(
         self, form: Form, advantages: Any, rewards: Tensor | None, groups: Tensor | None, owners: Tensor
@@ -219,8 +243,7 @@ class HostCredit:
     ) -> tuple[Tensor, Tensor | None, int]:
         """Student log-probs, 0 where there are none, the teacher's, NaN there, and how many of steps lack one."""
         if student is None:
-            own_use = (n for n in self.methods if self.config.teacher_options(n) is None)
-            reads = [n for n in own_use if self.methods[n].role == "factor" or self.methods[n].per_minibatch]
+            reads = self._readers()
             if teacher is not None or reads:
                 why = f"method {reads[0]} reads them" if reads else "teacher_logprobs are compared with them"
                 raise ValueError(f"student_logprobs must be given: {why}")

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from stepopsd.envs import prompts
 from stepopsd.envs.base import Observation
-from stepopsd.rollout.chat import ChatFormat
+from stepopsd.text.chat import ChatFormat
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from stepopsd.envs.base import Observation
 from stepopsd.envs.searchqa.protocol import SearchObservation, SearchPrompting, information
-from stepopsd.rollout.chat import ChatFormat
+from stepopsd.text.chat import ChatFormat
 
 
 @dataclass(frozen=True, slots=True)

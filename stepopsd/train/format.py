@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from stepopsd.rollout.chat import ChatFormat
 from stepopsd.rollout.contexts import Prompting
+from stepopsd.text.chat import ChatFormat
 from stepopsd.train.config import EnvConfig
 
 

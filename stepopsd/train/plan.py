@@ -12,9 +12,9 @@ from torch import Tensor
 from stepopsd.credit.base import REWARDS
 from stepopsd.credit.plan import Attempt, Continuation, Fresh, Plan, Planned, Question, Request, Step
 from stepopsd.envs.base import Task
-from stepopsd.rollout.chat import ChatFormat
 from stepopsd.rollout.loop import Job
 from stepopsd.rollout.records import UNUSABLE, Prefix, Trajectory, Turn
+from stepopsd.text.chat import ChatFormat
 from stepopsd.text.spans import token_span
 from stepopsd.train.episodes import Episodes
 from stepopsd.train.extras import Played, provide

@@ -11,10 +11,10 @@ from stepopsd.envs.searchqa import SearchPrompting, SearchRules, task_of
 from stepopsd.envs.searchqa.questions import read_questions
 from stepopsd.envs.searchqa.world import bundled_passages, bundled_questions
 from stepopsd.retrieval import Retriever, RetrieverError, open_retriever
-from stepopsd.rollout.chat import ChatFormat
 from stepopsd.rollout.contexts import ContextPolicy
 from stepopsd.rollout.records import Trajectory
 from stepopsd.rollout.search_contexts import Budget, SearchDialogueContext, SearchTurnContext
+from stepopsd.text.chat import ChatFormat
 from stepopsd.train.config import EnvConfig, RunConfig
 from stepopsd.train.search_config import SearchConfig
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from stepopsd.credit.contexts import TeacherContext, collate_contexts, prefix_context, suffix_context
 from stepopsd.options.credit import HindsightConfig
-from stepopsd.rollout.chat import ChatFormat
 from stepopsd.rollout.engines.transformers import max_context
 from stepopsd.rollout.records import Row, Trajectory
+from stepopsd.text.chat import ChatFormat
 from stepopsd.text.hindsight import Block, BlockWriter, Tells
 from stepopsd.train.hindsight import choose_peers, render_peer
 from stepopsd.train.policy import Policy, Readout, microbatches

@@ -21,11 +21,11 @@ from stepopsd.envs.searchqa import (
 )
 from stepopsd.experiments.tiny_model import build_tokenizer, vocabulary
 from stepopsd.retrieval import Passage
-from stepopsd.rollout.chat import ChatFormat, decode
 from stepopsd.rollout.limits import Limits
 from stepopsd.rollout.loop import group_jobs, run_episodes
 from stepopsd.rollout.rows import build_rows, collate
 from stepopsd.rollout.search_contexts import Budget, SearchDialogueContext, SearchTurnContext
+from stepopsd.text.chat import ChatFormat, decode
 from tests.envs.fake_search import EMMA, PASSAGES, FakeRetriever, task
 from tests.rollout.toy import ScriptedEngine
 

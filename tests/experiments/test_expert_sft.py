@@ -21,9 +21,9 @@ from stepopsd.experiments.expert_rows import expert_response, training_rows, tra
 from stepopsd.experiments.expert_sft import SftConfig, warm_start_on_expert
 from stepopsd.experiments.fit_state import FitState
 from stepopsd.experiments.play_log import PlayLog
-from stepopsd.rollout.chat import decode
 from stepopsd.rollout.contexts import DialogueContext, TurnContext
 from stepopsd.rollout.rows import build_rows
+from stepopsd.text.chat import decode
 from stepopsd.train.config import EnvConfig, ModelConfig, RolloutConfig, RunConfig
 from stepopsd.train.format import chat_of, prompting_of
 from stepopsd.train.policy import load_policy

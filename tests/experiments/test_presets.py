@@ -17,7 +17,7 @@ from stepopsd import cli
 from stepopsd.envs.alfworld.games import OFFICIAL_SPLITS
 from stepopsd.experiments.preset import from_arguments, preset_names, preset_path
 from stepopsd.experiments.sft import FitConfig, WeightedRow, fit
-from stepopsd.rollout.chat import ChatFormat
+from stepopsd.text.chat import ChatFormat
 from stepopsd.train.config import ModelConfig
 from stepopsd.train.config_io import differences, to_tree
 from stepopsd.train.policy import load_policy

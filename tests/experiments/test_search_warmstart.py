@@ -32,7 +32,7 @@ from stepopsd.experiments.sft import FitConfig
 from stepopsd.experiments.tiny_model import END, TinyModelConfig
 from stepopsd.experiments.warmstart import training_row
 from stepopsd.retrieval import open_retriever
-from stepopsd.rollout.chat import ChatFormat, decode
+from stepopsd.text.chat import ChatFormat, decode
 from stepopsd.train.config_io import load_config
 from stepopsd.train.episodes import Episodes
 from stepopsd.train.evaluation import panel

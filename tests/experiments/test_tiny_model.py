@@ -19,8 +19,8 @@ from stepopsd.experiments.tiny_model import (
     split_pieces,
     vocabulary,
 )
-from stepopsd.rollout.chat import ChatFormat, decode
 from stepopsd.rollout.spans import step_spans
+from stepopsd.text.chat import ChatFormat, decode
 
 TEXT = (
     "task : move a mug to the shelf\nYou see a cabinet 1, and a shelf 12. There's nothing -= special =-\n"

@@ -21,8 +21,8 @@ from stepopsd.experiments.demonstrations import (
 from stepopsd.experiments.sft import FitConfig, WeightedRow, bucket, fit, weighted_loss
 from stepopsd.experiments.tiny_model import END, TinyModelConfig, build_model, build_tokenizer, vocabulary
 from stepopsd.experiments.warmstart import BUNDLED_MODEL, WarmStartConfig, demo_tokenizer, training_row, warm_start
-from stepopsd.rollout.chat import ChatFormat, decode
 from stepopsd.rollout.contexts import DialogueContext, Prompting
+from stepopsd.text.chat import ChatFormat, decode
 from stepopsd.text.hindsight import number_actions, render_hindsight
 
 SMALL = TinyModelConfig(width=16, layers=1, heads=2, mlp=32)

@@ -9,7 +9,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from stepopsd.rollout.chat import ChatFormat
+from stepopsd.text.chat import ChatFormat
 from tests.rollout.toy import LINES, SPECIALS, TEMPLATE
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from stepopsd.rollout.chat import ChatFormat, decode
+from stepopsd.text.chat import ChatFormat, decode
 
 THINKING = (
     "{% for m in messages %}<|{{ m.role }}|>"

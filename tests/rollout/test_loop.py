@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from stepopsd.rollout.chat import ChatFormat, decode
 from stepopsd.rollout.contexts import DialogueContext, Prompting, TurnContext
 from stepopsd.rollout.engines.transformers import TransformersEngine
 from stepopsd.rollout.limits import Limits
 from stepopsd.rollout.loop import Job, group_jobs, run_episodes
 from stepopsd.rollout.records import Trajectory
+from stepopsd.text.chat import ChatFormat, decode
 from tests.rollout.toy import TASK, ScriptedEngine, ToyPool
 
 LIMITS = Limits(max_steps=5, max_prompt_tokens=2000, max_response_tokens=40)

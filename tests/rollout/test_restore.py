@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from stepopsd.envs.searchqa import SearchPool, SearchPrompting
-from stepopsd.rollout.chat import ChatFormat
 from stepopsd.rollout.engines.base import Sampling
 from stepopsd.rollout.engines.transformers import TransformersEngine
 from stepopsd.rollout.loop import Job, run_episodes
 from stepopsd.rollout.records import Prefix, Trajectory
 from stepopsd.rollout.rows import build_rows
 from stepopsd.rollout.search_contexts import Budget, SearchDialogueContext, SearchTurnContext
+from stepopsd.text.chat import ChatFormat
 from tests.envs.fake_search import FakeRetriever, task
 from tests.rollout.test_loop import LIMITS, OPEN, WAIT, play
 from tests.rollout.toy import TASK, ScriptedEngine

@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 import torch
 
-from stepopsd.rollout.chat import ChatFormat
 from stepopsd.rollout.contexts import DialogueContext, Prompting, TurnContext
 from stepopsd.rollout.engines.transformers import TransformersEngine
 from stepopsd.rollout.limits import Limits
 from stepopsd.rollout.loop import Job, run_episodes
 from stepopsd.rollout.records import Trajectory, Turn
 from stepopsd.rollout.rows import build_rows, collate
+from stepopsd.text.chat import ChatFormat
 from tests.rollout.toy import TASK, ScriptedEngine, ToyPool
 
 CONTEXTS = {"turn": TurnContext, "dialogue": DialogueContext}

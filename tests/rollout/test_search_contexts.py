@@ -7,11 +7,11 @@ import pytest
 from stepopsd.envs.base import Observation
 from stepopsd.envs.searchqa import SearchPool, SearchPrompting, SearchRules
 from stepopsd.envs.searchqa.protocol import observe
-from stepopsd.rollout.chat import ChatFormat, decode
 from stepopsd.rollout.limits import Limits
 from stepopsd.rollout.loop import group_jobs, run_episodes
 from stepopsd.rollout.rows import build_rows, collate
 from stepopsd.rollout.search_contexts import Budget, SearchDialogueContext, SearchTurnContext
+from stepopsd.text.chat import ChatFormat, decode
 from stepopsd.text.spans import token_span
 from tests.envs.fake_search import EMMA, PASSAGES, FakeRetriever, task
 from tests.rollout.toy import ScriptedEngine

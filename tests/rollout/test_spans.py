@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stepopsd.rollout.chat import decode
 from stepopsd.rollout.spans import step_spans
+from stepopsd.text.chat import decode
 from stepopsd.text.spans import token_span
 
 KINDS = ("bpe", "words", "fallback")

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from stepopsd.envs.base import Observation, Task
-from stepopsd.rollout.chat import ChatFormat
 from stepopsd.rollout.records import Trajectory, Turn
+from stepopsd.text.chat import ChatFormat
 from stepopsd.train import episodes
 from stepopsd.train.config import RunConfig
 from stepopsd.train.config_io import from_tree

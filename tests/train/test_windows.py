@@ -17,9 +17,9 @@ from stepopsd.envs.games.generator import iter_games
 from stepopsd.envs.games.make import write_task
 from stepopsd.experiments.demo import PRESET
 from stepopsd.experiments.warmstart import BUNDLED_MODEL
-from stepopsd.rollout.chat import ChatFormat
 from stepopsd.rollout.contexts import DialogueContext, Prompting, TurnContext
 from stepopsd.rollout.limits import Limits
+from stepopsd.text.chat import ChatFormat
 from stepopsd.train.config import RunConfig
 from stepopsd.train.config_io import from_tree
 from stepopsd.train.trainer import Trainer
