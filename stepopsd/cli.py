@@ -115,12 +115,13 @@ def retriever(args: Sequence[str]) -> int:
 
 
 def data(args: Sequence[str]) -> int:
-    """Questions for Search-QA: searchqa | world."""
+    """Questions for Search-QA, and tasks as a verl data set: searchqa | world | verl."""
     from stepopsd.envs.searchqa.commands import data_searchqa, data_world
+    from stepopsd.envs.verl_rows import data_verl
 
-    commands: dict[str, Callable[..., Any]] = {"searchqa": data_searchqa, "world": data_world}
+    commands: dict[str, Callable[..., Any]] = {"searchqa": data_searchqa, "world": data_world, "verl": data_verl}
     if not args or args[0] not in commands:
-        print("usage: stepopsd data {searchqa,world} [--help]", file=sys.stderr)
+        print("usage: stepopsd data {searchqa,world,verl} [--help]", file=sys.stderr)
         return 2
     try:
         _typed(commands[args[0]], args[1:], f"stepopsd data {args[0]}")

@@ -81,9 +81,19 @@ def report() -> list[Check]:
 
 
 def main(argv: Sequence[str] = ()) -> int:
-    """Print the report; 1 when the op itself cannot run, else 0."""
-    argparse.ArgumentParser(prog="stepopsd doctor", description=__doc__).parse_args(list(argv))
-    checks = report()
+    """Print the report; 1 when the op itself, or the host that was asked about, cannot run, else 0."""
+    parser = argparse.ArgumentParser(prog="stepopsd doctor", description=__doc__)
+    parser.add_argument("host", nargs="?", choices=["verl"], help="look at the adapter to this trainer instead")
+    parser.add_argument("--config-dir", action="store_true", help="with a host: print the folder of our configurations")
+    chosen = parser.parse_args(list(argv))
+    if chosen.host is None:
+        checks = report()
+    else:
+        host = importlib.import_module(f"stepopsd.integrations.{chosen.host}.doctor")
+        if chosen.config_dir:
+            print(host.CONFIG_DIR)
+            return 0
+        checks = [Check(f.name, f.ok, f.detail, f.remedy, f.required) for f in host.findings()]
     print(f"stepopsd {stepopsd.__version__} · Python {platform.python_version()} · {platform.platform()}")
     _render(checks)
     return int(any(check.required and not check.ok for check in checks))
