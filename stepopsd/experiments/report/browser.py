@@ -179,7 +179,8 @@ def _data(groups: Sequence[Group], chosen: Mapping[int, dict[str, Any]], same: b
         entry = runs.setdefault(id(run), {"name": f"{run.method}, seed {run.seed}", "groups": []})
         place[index] = (list(runs).index(id(run)), len(entry["groups"]))
         entry["groups"].append(chosen[index])
-    first = max(_order(groups), key=lambda i: (i in chosen, groups[i].reshaped, groups[i].mixed))  # the first of those
+    telling = {i: (groups[i].reshaped, groups[i].mixed, same * len(chosen[i]["credits"])) for i in chosen}
+    first = max((i for i in _order(groups) if i in chosen), key=telling.__getitem__)  # the first of the best
     members, credits = chosen[first]["members"], chosen[first]["credits"]
     won, lost = (next((i for i, m in enumerate(members) if m["won"] is side), 0) for side in (True, False))
     panes = [{"member": lost if same else won, "credit": 0}, {"member": lost, "credit": 0}]

@@ -66,8 +66,8 @@ def write_study_page(records: Path, out: Path, *, probes: Sequence[Path] = ()) -
     cells = sum(len(members) for methods in runs.values() for members in methods.values())
     lead = [
         f"{cells} training runs: {', '.join(map(html, _methods(runs)))}; compared with {html(baseline)}.",
-        f"Every number comes from the records beside this page: <code>stepopsd report {html(records.name)}</code> "
-        "writes it again.",
+        f"Every number comes from the study's records: <code>stepopsd report {html(records.name)}</code> writes "
+        "this page again.",
     ]
     path = out / "report.html"
     path.write_text(page(title_of(records), lead, parts), encoding="utf-8")
