@@ -64,6 +64,7 @@ def test_a_question_is_answered_through_its_chat():
     answered = chat.respond(f"<answer>{question.golden_answers[0]}</answer>")
     assert (answered.success, answered.reward, answered.is_over) == (True, 1.0, True)
     assert answered.facts["em"] == 1.0
+    assert answered.facts.keys() == found.facts.keys()
 
 
 def test_a_task_with_other_fields_is_refused():

@@ -54,7 +54,9 @@ class SearchChat:
         self._steps.append((parsed.action, result.observation.text))
         shown = self._steps[-self._window :] if self._window else []
         message = self._prompting.turn(self._env.goal, shown, len(self._steps) - len(shown) + 1)
-        facts = {name: float(value) for name, value in result.info.items() if isinstance(value, (int, float))}
+        # The same names for every question, or a host could not average them; not every question knows its support.
+        known = (name for name, value in result.info.items() if isinstance(value, (int, float)))
+        facts = {name: float(result.info[name]) for name in known if name != "support_recall"}
         return Reply(
             "" if result.done else message, result.reward, result.done, result.success, parsed.is_valid, parsed.action,
             parsed.char_span, facts,
