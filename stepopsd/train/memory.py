@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import resource
+import sys
 import warnings
 from collections.abc import Callable
 from typing import TypeVar
@@ -46,3 +48,22 @@ def halving(work: Callable[[int], T], tokens: int, *, least: int, what: str) -> 
             torch.cuda.empty_cache()
         tokens = max(least, tokens // 2)
         warnings.warn(f"{what}: out of memory, goes on with micro-batches of {tokens} tokens", stacklevel=2)
+
+
+class PeakMemory:
+    """The most memory in use since its creation: allocated by torch on a CUDA device, else resident of the process.
+
+    On CPU the system remembers the peak since the process started, so that it never falls.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def mib(self) -> float:
+        """In MiB."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
+        unit = 1 if sys.platform == "darwin" else 2**10  # macOS counts bytes
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
