@@ -32,11 +32,14 @@ class Job:
     prefix: Prefix | None = None
 
 
-def group_jobs(tasks: Sequence[Task], seeds: Sequence[int], group_size: int) -> list[Job]:
-    """``group_size`` members for each task, group by group."""
+def group_jobs(
+    tasks: Sequence[Task], seeds: Sequence[int], group_size: int, groups: Sequence[int] | None = None
+) -> list[Job]:
+    """``group_size`` members for each task, group by group; ``groups`` are their numbers, None counts from 0."""
+    numbers = range(len(tasks)) if groups is None else groups
     return [
         Job(task, seed, group_id, member)
-        for group_id, (task, seed) in enumerate(zip(tasks, seeds, strict=True))
+        for group_id, task, seed in zip(numbers, tasks, seeds, strict=True)
         for member in range(group_size)
     ]
 

@@ -58,13 +58,34 @@ def _extend(row: Row, ids: list[int], sampled: bool, steps: list[int], logprobs:
     row.old_logprobs += logprobs
 
 
-def with_copies(rows: Sequence[Row], multiple: int, seed: str) -> list[Row]:
+def with_copies(
+    rows: Sequence[Row], multiple: int, seed: str, places: tuple[Sequence[int], int] | None = None
+) -> list[Row]:
     """The rows and, behind them, copies of randomly chosen ones up to the next multiple; 0 or 1 adds none.
 
     Copies change group statistics by row and count twice in the loss; steps and trajectories stay what they are.
+
+    Args:
+        rows: To copy from.
+        multiple: Of the number of all rows.
+        seed: Of the choice.
+        places: Where these are among how many, for one of several processes; None where these are all.
     """
-    missing = -len(rows) % multiple if multiple else 0
-    return [*rows, *random.Random(seed).choices(rows, k=missing)]
+    own, count = (range(len(rows)), len(rows)) if places is None else places
+    missing = -count % multiple if multiple else 0
+    row_at = dict(zip(own, rows, strict=True))
+    chosen = random.Random(seed).choices(range(count), k=missing)
+    return [*rows, *(row_at[place] for place in chosen if place in row_at)]
+
+
+def empty_batch() -> Batch:
+    """A batch of no rows, for a process whose episodes cannot be trained on."""
+    ids = torch.zeros((0, 1), dtype=torch.int64)
+    flags, numbers = torch.zeros((0, 1), dtype=torch.bool), torch.zeros((0, 1), dtype=torch.float32)
+    return Batch(
+        input_ids=ids, attention_mask=flags, response_mask=flags, step_ids=ids.int(), old_logprobs=numbers,
+        trajectory_ids=ids[:, 0], group_ids=ids[:, 0], rewards=numbers[:, 0], success=flags[:, 0], advantages=numbers,
+    )  # fmt: skip
 
 
 def collate(

@@ -57,11 +57,15 @@ class Episodes:
         config: The run.
         policy: Sampled as it is at the time of each ``play``.
         retriever: Of ``search_retriever``, opened before the policy was loaded; None opens one when it is first needed.
+        processes: That share the run's groups, and this machine's cores.
     """
 
-    def __init__(self, config: RunConfig, policy: Policy, retriever: Retriever | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, policy: Policy, retriever: Retriever | None = None, *, processes: int = 1
+    ) -> None:
         rollout, env = config.rollout, config.env
-        self.batch_size = rollout.batch_size or rollout.groups * rollout.group_size
+        self.batch_size = rollout.batch_size or -(-rollout.groups // processes) * rollout.group_size
+        self._processes = processes
         steps = search_rules(env.search).max_turns if env.name == "searchqa" else env.max_steps
         self.limits = Limits(steps, rollout.max_prompt_tokens, rollout.max_response_tokens)
         self.context = _context(config, policy)
@@ -89,13 +93,15 @@ class Episodes:
         *,
         temperature: float,
         progress: Callable[[int, int], None] | None = None,
+        groups: Sequence[int] | None = None,
     ) -> list[Trajectory]:
-        """``members`` episodes of every task, in task order; the seeds fix environment and sampling.
+        """``members`` episodes of every task, in task order; seeds and group numbers fix environment and sampling.
 
         Raises:
             RetrieverError: Too many of them lost the retriever.
         """
-        played = self.play_jobs(group_jobs(tasks, seeds, members), temperature=temperature, progress=progress)
+        jobs = group_jobs(tasks, seeds, members, groups)
+        played = self.play_jobs(jobs, temperature=temperature, progress=progress)
         self.require_infrastructure(played)
         return played
 
@@ -108,7 +114,7 @@ class Episodes:
         if self._pool is None:
             if self.retriever is None:
                 self.retriever = search_retriever(self._env)
-            self._pool = _make_pool(self._env, self.batch_size, self.retriever)
+            self._pool = _make_pool(self._env, self.batch_size, self.retriever, self._processes)
         return run_episodes(
             jobs,
             self._pool,
@@ -175,7 +181,7 @@ def world(config: EnvConfig) -> type:
     return SearchPool if config.name == "searchqa" else AlfworldEnv
 
 
-def _make_pool(config: EnvConfig, size: int, retriever: Retriever | None) -> EnvPool:
+def _make_pool(config: EnvConfig, size: int, retriever: Retriever | None, processes: int) -> EnvPool:
     if retriever is not None:
         return SearchPool(retriever, size, search_rules(config.search))
     step_s, episode_s = config.step_timeout_s, config.episode_timeout_s
@@ -184,8 +190,15 @@ def _make_pool(config: EnvConfig, size: int, retriever: Retriever | None) -> Env
     return ProcessPool(
         AlfworldEnv,
         size,
-        workers=None if config.workers < 0 else config.workers,
+        workers=_workers(config.workers, processes),
         step_timeout_s=step_s,
         episode_timeout_s=episode_s,
         crash_retries=config.crash_retries,
     )
+
+
+def _workers(asked: int, processes: int) -> int | None:
+    """Environment processes of one of ``processes``; None for one per usable core."""
+    if asked >= 0 or processes == 1:
+        return None if asked < 0 else asked
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", processes)))

@@ -23,6 +23,7 @@ class Player(Protocol):
         *,
         temperature: float,
         progress: Callable[[int, int], None] | None = None,
+        groups: Sequence[int] | None = None,
     ) -> list[Trajectory]: ...
 
 
@@ -56,6 +57,7 @@ def play_panel(
     update: int,
     *,
     progress: Callable[[int, int], None] | None = None,
+    share: slice = slice(None),
 ) -> tuple[list[dict[str, Any]], list[Trajectory]]:
     """Play every task ``eval.samples`` times at ``eval.temperature``, and once greedily with ``eval.greedy``.
 
@@ -66,15 +68,19 @@ def play_panel(
         name: Panel name for the records.
         update: Update that the policy is of.
         progress: Called with (finished, all) episodes of the samples, then of the greedy ones.
+        share: Play only these of the tasks; what is sampled in them does not depend on it.
 
     Returns:
         One record per episode (see ``episode_records``) and the trajectories, in one order: samples, then greedy.
     """
-    seeds = [options.seed + i for i in range(len(tasks))]
-    played = player.play(tasks, seeds, options.samples, temperature=options.temperature, progress=progress)
+    groups = range(len(tasks))[share]
+    tasks, seeds = tasks[share], [options.seed + i for i in groups]
+    played = player.play(
+        tasks, seeds, options.samples, temperature=options.temperature, progress=progress, groups=groups
+    )
     records = episode_records(played, name, update, temperature=options.temperature)
     if options.greedy:
-        greedy = player.play(tasks, seeds, 1, temperature=0.0, progress=progress)
+        greedy = player.play(tasks, seeds, 1, temperature=0.0, progress=progress, groups=groups)
         records += episode_records(greedy, name, update, decoding="greedy", temperature=0.0)
         played = played + greedy
     return records, played
@@ -117,6 +123,13 @@ def episode_records(
         }
         for t in trajectories
     ]
+
+
+def in_panel_order(parts: Iterable[Sequence[dict[str, Any]]], tasks: Sequence[Task]) -> list[dict[str, Any]]:
+    """The records of a panel that was played in shares, as one process would have written them."""
+    place = {task.task_id: i for i, task in enumerate(tasks)}
+    records = [record for part in parts for record in part]
+    return sorted(records, key=lambda r: (r["decoding"] != "sample", place[r["task_id"]], r["sample"]))
 
 
 def success_by_kind(records: Iterable[dict[str, Any]]) -> dict[str, tuple[int, int]]:

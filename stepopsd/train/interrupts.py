@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -24,14 +26,19 @@ class Interrupts:
     Used as a context manager; the handlers of before are back afterwards. A second signal does not wait. Outside the
     main thread, where Python allows no handlers, it changes nothing.
 
+    Args:
+        waits: Other processes depend on this one: a signal waits everywhere but inside ``heeded``, also a second one,
+            as launchers pass on what the terminal has sent already.
+
     Example:
         >>> with Interrupts() as interrupts:
         ...     interrupts.hold()       # parameters are about to change
         ...     interrupts.release()    # they are whole again: raises Stop if one was asked for
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, waits: bool = False) -> None:
         self._held = False
+        self._waits = waits
         self._asked: int | None = None
         self._before: dict[int, Any] = {}
 
@@ -49,6 +56,17 @@ class Interrupts:
         """Whether something is half done right now."""
         return self._held
 
+    @contextmanager
+    def heeded(self) -> Iterator[None]:
+        """Work that no other process waits for: a signal raises at once, also one that came before, unless held."""
+        before, self._waits = self._waits, False
+        try:
+            if self._asked is not None and not self._held:
+                raise Stop(self._asked)
+            yield
+        finally:
+            self._waits = before
+
     def hold(self) -> None:
         """From here on a signal waits."""
         self._held = True
@@ -60,7 +78,7 @@ class Interrupts:
             raise Stop(self._asked)
 
     def _take(self, signum: int, frame: FrameType | None) -> None:
-        if self._held and self._asked is None:
-            self._asked = signum
+        if self._waits or (self._held and self._asked is None):
+            self._asked = self._asked or signum
             return
         raise Stop(signum)

@@ -12,13 +12,20 @@ from torch import Tensor
 
 
 class JsonLines:
-    """An append-only JSON-lines file that a resumed run can cut back to the update it resumes from."""
+    """An append-only JSON-lines file that a resumed run can cut back to the update it resumes from.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        path: Of the file.
+        writes: False in a process that must not touch it, because another one does.
+    """
+
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
+        self.path, self.writes = path, writes
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one object and flush it to disk."""
+        if not self.writes:
+            return
         with self.path.open("a") as file:
             file.write(json.dumps({k: plain(v) for k, v in record.items()}) + "\n")
             file.flush()
@@ -38,7 +45,7 @@ class JsonLines:
 
     def cut_after(self, update: int) -> None:
         """Drop the records of later updates, and a half-written last line."""
-        if not self.path.exists():
+        if not self.writes or not self.path.exists():
             return
         kept = []
         for line in self.path.read_text().splitlines():

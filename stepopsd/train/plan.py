@@ -28,6 +28,8 @@ class Conductor:
         tasks, seeds: Of the prompts; continuations and questions inherit the seed of their prompt.
         temperature: Of sampling.
         delimiter: Ends a step inside a turn; empty: a step is a turn.
+        share: Where these prompts are in the whole update, (first, stride); the numbers of groups, which fix samples,
+            follow.
 
     Attributes:
         trajectories: Everything that was played; ``Attempt.index`` indexes it.
@@ -45,7 +47,9 @@ class Conductor:
         *,
         temperature: float,
         delimiter: str = "",
+        share: tuple[int, int] = (0, 1),
     ) -> None:
+        self._first, self._stride = share
         self.episodes, self.tasks, self.seeds = episodes, tasks, seeds
         self.temperature, self.delimiter = temperature, delimiter
         self.trajectories: list[Trajectory] = []
@@ -79,7 +83,7 @@ class Conductor:
             if isinstance(request, Question):
                 answers.append(next(replies))
                 continue
-            indices = [self._note(played.pop(0), job.group_id) for job in own]
+            indices = [self._note(played.pop(0), request) for _ in own]
             answers.append(self._kept(request, [self.attempt(i) for i in indices]))
         return answers
 
@@ -87,7 +91,7 @@ class Conductor:
         """The trajectories to train on, each in its group, in the order in which they were played."""
         usable = (i for i in sorted(planned.groups) if self.trajectories[i].turns)
         self.order = [i for i in usable if self.trajectories[i].status not in UNUSABLE]
-        return [replace(self.trajectories[i], group_id=planned.groups[i]) for i in self.order]
+        return [replace(self.trajectories[i], group_id=self._number(planned.groups[i])) for i in self.order]
 
     @property
     def failures(self) -> int:
@@ -110,13 +114,18 @@ class Conductor:
             prefix = Prefix.upto(self.trajectories[request.row].turns, request.cut)
         start = self._members[prompt]
         self._members[prompt] += request.count
-        # Prompt and member are all that tells the samples of one prompt apart.
+        number = self._number(prompt)
+        # Number and member are all that tells the samples of one prompt apart.
         members = range(start, start + request.count)
-        return [Job(self.tasks[prompt], self.seeds[prompt], prompt, member, prefix) for member in members]
+        return [Job(self.tasks[prompt], self.seeds[prompt], number, member, prefix) for member in members]
 
-    def _note(self, trajectory: Trajectory, prompt: int) -> int:
+    def _number(self, group: int) -> int:
+        """Number of a group, counted in this part of the update, in the whole of it."""
+        return self._first + self._stride * group
+
+    def _note(self, trajectory: Trajectory, request: Fresh | Continuation) -> int:
         self.trajectories.append(trajectory)
-        self._prompts.append(prompt)
+        self._prompts.append(request.prompt if isinstance(request, Fresh) else self._prompts[request.row])
         self.generated += sampled_tokens(trajectory)
         return len(self.trajectories) - 1
 

@@ -50,11 +50,22 @@ class Prepared:
             **{f"dropped/{reason}": count for reason, count in sorted(self.conductor.dropped.items())},
         }
 
+    def sizes(self) -> dict[str, float]:
+        """What the means of ``metrics`` are over, to merge those of several ranks."""
+        first = _usable(self.conductor)
+        return {
+            "episodes": len(first),
+            "turns": sum(len(t.turns) for t in first),
+            "groups": len({t.group_id for t in self.trajectories}),
+            "rows": len(self.rows),
+            "failed": sum(not self.trajectories[row.trajectory].success for row in self.rows),
+            "tokens": int(self.batch.response_mask.sum()),
+        }
+
 
 def rollout_metrics(conductor: Conductor, batch: Batch, plain: Tensor) -> dict[str, Any]:
     """About the first round's usable attempts, a fair sample of the policy."""
-    first = [conductor.trajectories[i] for i in conductor.first]
-    trajectories = [t for t in first if t.turns and t.status not in UNUSABLE]
+    trajectories = _usable(conductor)
     turns = sum(len(t.turns) for t in trajectories)
     groups = torch.unique(batch.group_ids)
     mixed = [g for g in groups if batch.success[batch.group_ids == g].float().std(unbiased=False) > 0]
@@ -65,10 +76,15 @@ def rollout_metrics(conductor: Conductor, batch: Batch, plain: Tensor) -> dict[s
         "turns_mean": turns / count,
         "invalid_share": sum(t.invalid_turns for t in trajectories) / max(1, turns),
         "context_limit_share": sum(t.status == "context_limit" for t in trajectories) / count,
-        "mixed_groups": len(mixed) / groups.numel(),
-        "advantage/std": plain.std(unbiased=False),
+        "mixed_groups": len(mixed) / max(1, groups.numel()),
+        "advantage/std": plain.std(unbiased=False) if plain.numel() else 0.0,
         **_means(trajectories),
     }
+
+
+def _usable(conductor: Conductor) -> list[Trajectory]:
+    first = [conductor.trajectories[i] for i in conductor.first]
+    return [t for t in first if t.turns and t.status not in UNUSABLE]
 
 
 def _means(trajectories: list[Trajectory]) -> dict[str, float]:

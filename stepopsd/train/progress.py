@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -10,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 
 from stepopsd.train.config import RunConfig
+from stepopsd.train.logging_config import LoggingConfig
 from stepopsd.train.trackers import Trackers
 
 #: Seconds of updates that the time left is estimated from: rich's 30 would forget every update that takes longer.
@@ -17,16 +19,19 @@ ESTIMATED_FROM_S = 6 * 3600.0
 
 
 class Progress:
-    """Bar with the time left and log lines, lines alone where the output is no terminal; trackers hear the same."""
+    """Bar with the time left and log lines, lines alone where the output is no terminal; trackers hear the same.
 
-    def __init__(self, config: RunConfig, done: int) -> None:
-        self.console = Console(highlight=False, soft_wrap=True)
+    Nothing at all with ``shown`` False, in a process that another one speaks for.
+    """
+
+    def __init__(self, config: RunConfig, done: int, *, shown: bool = True) -> None:
+        self.console = Console(highlight=False, soft_wrap=True, quiet=not shown)
         self.updates, self.tokens = config.optim.updates, config.optim.generated_tokens
         self.seen: list[int] = []  # sampled tokens of each update since the start of this process
-        self.trackers = Trackers(config, done)
+        self.trackers = Trackers(config, done) if shown else Trackers(replace(config, logging=LoggingConfig()), done)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                    TimeRemainingColumn())
-        self.bar = RichProgress(*columns, console=self.console, disable=not self.console.is_terminal,
+        self.bar = RichProgress(*columns, console=self.console, disable=not (shown and self.console.is_terminal),
                                 speed_estimate_period=ESTIMATED_FROM_S)
         self.bar.start()
         self.task = self.bar.add_task(config.credit.name, total=self.updates, completed=done)

@@ -27,7 +27,7 @@ from tests.retrieval.fake_servers import running
 from tests.retrieval.test_faults import serving
 from tests.train.search_toy import config, save_model
 
-MEASURED = ("seconds", "retriever/")  # what differs between equal runs
+MEASURED = ("seconds", "retriever/", "memory")  # what differs between equal runs
 
 
 @pytest.fixture(scope="module")

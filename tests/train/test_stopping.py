@@ -47,12 +47,12 @@ def run(model, tmp_path):
 
 
 def state(run):
-    """Parameters of the last checkpoint, and every record, without what a clock wrote."""
+    """Parameters of the last checkpoint, and every record, without what a clock or the machine's memory wrote."""
     trainer = Trainer(run)
     load_checkpoint(checkpoints(_path(run))[-1], trainer._state())
     parameters = torch.cat([p.detach().flatten() for p in trainer.policy.model.parameters()])
     records = [
-        {k: v for k, v in json.loads(line).items() if "seconds" not in k}
+        {k: v for k, v in json.loads(line).items() if "seconds" not in k and "memory" not in k}
         for name in ("metrics", "evaluations", "transcripts")
         if (_path(run) / f"{name}.jsonl").exists()
         for line in (_path(run) / f"{name}.jsonl").read_text().splitlines()
