@@ -18,12 +18,14 @@ def train(args: Sequence[str]) -> int:
         print(dump_with_sources(resolved), end="")
         return 0
     from stepopsd.train.deadline import DeadlineReached
+    from stepopsd.train.distributed import leave
     from stepopsd.train.trainer import Trainer
 
     try:
         Trainer(resolved.config).run()
     except DeadlineReached:
         return os.EX_TEMPFAIL
+    leave()
     return 0
 
 
@@ -161,7 +163,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from stepopsd.retrieval import RetrieverError
         from stepopsd.rollout.engines.results import EngineError
 
-        if not isinstance(error, (RetrieverError, EngineError)):
+        # By name: what is no run of several processes need not import torch for it.
+        if not isinstance(error, (RetrieverError, EngineError)) and type(error).__name__ != "RankFailed":
             raise
         print(f"stepopsd {args[0]}: {error}", file=sys.stderr)
         return 1

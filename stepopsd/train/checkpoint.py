@@ -7,12 +7,15 @@ import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_model, save_model
 
+from stepopsd.train.distributed import Ranks
 from stepopsd.train.durable import damage, whole_folder
 from stepopsd.train.policy import Policy
+from stepopsd.train.precision import Masters
+from stepopsd.train.sharding import Sharded, pieces_of, whole_state
 
 _NAME = "update-{:06d}"
 
@@ -22,6 +25,11 @@ class TrainState:
     """What a run needs beside its configuration.
 
     λ, the task order and every sampling seed are functions of the update number, so they need no storage.
+
+    Attributes:
+        policy, teacher, reference, previous: Whole on every rank.
+        sharded: The policy in pieces, where the optimiser holds pieces.
+        masters: The exact weights, where the policy's own are rounded.
     """
 
     policy: Policy
@@ -29,6 +37,13 @@ class TrainState:
     reference: Policy | None
     optimizer: torch.optim.Optimizer
     previous: Policy | None = None
+    sharded: Sharded | None = None
+    masters: Masters | None = None
+
+    @property
+    def holder(self) -> Sharded | Masters | None:
+        """Who has the weights that the optimiser moves, where they are not the policy's own."""
+        return self.sharded or self.masters
 
     @property
     def frozen(self) -> dict[str, Policy | None]:
@@ -36,21 +51,33 @@ class TrainState:
         return {"teacher": self.teacher, "reference": self.reference, "previous": self.previous}
 
 
-def save_checkpoint(run_dir: Path, update: int, state: TrainState, *, keep: int) -> Path:
-    """Write the state after ``update`` and delete all but the newest ``keep`` checkpoints (0 keeps all)."""
+def save_checkpoint(run_dir: Path, update: int, state: TrainState, *, keep: int, ranks: Ranks | None = None) -> Path:
+    """Write the state after ``update`` and delete all but the newest ``keep`` checkpoints (0 keeps all).
+
+    All ranks call it and rank 0 writes, so that a checkpoint does not depend on how many there are.
+    """
+    ranks = ranks or Ranks()
     final = run_dir / "checkpoints" / _NAME.format(update)
+    content: dict[str, Any] = {"optimizer": whole_state(state.optimizer.state_dict())}
+    if state.holder is not None and state.policy.model.dtype != torch.float32:
+        content["weights"] = state.holder.exact()
+    rngs = ranks.gathered(torch.get_rng_state())
+    with ranks.together():
+        if ranks.is_main:
+            _write(final, update, state, content | {"torch_rng": rngs[0], "rank_rngs": rngs[1:]})
+            for old in checkpoints(run_dir)[:-keep] if keep else []:
+                shutil.rmtree(old)
+    return final
+
+
+def _write(final: Path, update: int, state: TrainState, content: dict[str, Any]) -> None:
     with whole_folder(final) as folder:
-        state.policy.model.save_pretrained(folder / "policy")
-        state.policy.tokenizer.save_pretrained(folder / "policy")
+        state.policy.save(folder / "policy")
         for name, frozen in state.frozen.items():
             if frozen is not None:
-                save_model(frozen.model, str(folder / f"{name}.safetensors"))
-        rng = torch.get_rng_state()
-        torch.save({"optimizer": state.optimizer.state_dict(), "torch_rng": rng}, folder / "optimizer.pt")
+                frozen.save_weights(folder / f"{name}.safetensors")
+        torch.save(content, folder / "optimizer.pt")
         (folder / "state.json").write_text(json.dumps({"update": update}))
-    for old in checkpoints(run_dir)[:-keep] if keep else []:
-        shutil.rmtree(old)
-    return final
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
@@ -74,27 +101,28 @@ def newest_whole(run_dir: Path) -> Path | None:
     return None
 
 
-def load_checkpoint(path: Path, state: TrainState) -> int:
+def load_checkpoint(path: Path, state: TrainState, rank: int = 0) -> int:
     """Restore everything in place and return the update that the checkpoint was written after.
+
+    A rank that the checkpoint knows no random state of, there having been fewer, keeps its own.
 
     Raises:
         ValueError: the checkpoint lacks a part that this configuration needs.
     """
-    state.policy.copy_weights_from(_load_policy_weights(path / "policy", state.policy))
+    state.policy.load(path / "policy")
     for name, frozen in state.frozen.items():
         if frozen is None:
             continue
         file = path / f"{name}.safetensors"
         if not file.is_file():
             raise ValueError(f"{path} holds no {name}; it was written under another configuration")
-        load_model(frozen.model, str(file))
+        frozen.load_weights(file)
     saved = torch.load(path / "optimizer.pt", weights_only=True)
-    state.optimizer.load_state_dict(saved["optimizer"])
-    torch.set_rng_state(saved["torch_rng"])
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    state.optimizer.load_state_dict(pieces_of(saved["optimizer"], parameters))
+    if state.holder is not None:
+        state.holder.restore(saved.get("weights"))
+    rngs = [saved["torch_rng"], *saved.get("rank_rngs", [])]
+    if rank < len(rngs):
+        torch.set_rng_state(rngs[rank])
     return int(json.loads((path / "state.json").read_text())["update"])
-
-
-def _load_policy_weights(path: Path, like: Policy) -> Policy:
-    # Through transformers, because save_pretrained shards large models and leaves tied weights out.
-    model = type(like.model).from_pretrained(path, dtype=like.model.dtype)
-    return Policy(model, like.tokenizer)

@@ -9,6 +9,7 @@ from stepopsd.options.checks import choice, closed, positive
 from stepopsd.options.credit import CreditConfig, HindsightConfig
 from stepopsd.train.engine_config import ENGINES, VllmConfig
 from stepopsd.train.logging_config import LoggingConfig
+from stepopsd.train.lora_config import LoraConfig
 from stepopsd.train.needs import check_needs
 from stepopsd.train.search_config import SearchConfig
 
@@ -26,7 +27,7 @@ class ModelConfig:
 
     Attributes:
         path: Directory of a transformers causal LM with its tokenizer (or a hub name).
-        dtype: Parameter dtype.
+        dtype: Of the weights that are sampled from and computed with; see ``optim.master_weights``.
         gradient_checkpointing: Recompute activations in the backward pass.
     """
 
@@ -214,7 +215,12 @@ class OptimConfig:
         minibatch_groups: Groups per optimiser step; 0 takes the whole batch in one step.
         minibatch_rows: The same by rows, as the published lineage counts: about so many, dealt out evenly, so that no
             step is left with a few; 0 goes by groups.
-        microbatch_tokens: Padded tokens per forward/backward; bounds memory, does not change the gradient.
+        microbatch_tokens: Positions per forward/backward, padding included; bounds memory, does not change the
+            gradient.
+        packing: ``rows`` pads the rows of a micro-batch to the longest; ``packed`` lays short rows side by side, so
+            that hardly any padding is computed (train.packing).
+        master_weights: With model.dtype bfloat16, AdamW moves fp32 copies of the weights and the model is their
+            rounding: a step of 1e-6 is less than the spacing of bfloat16 weights. No effect in float32.
         max_skipped_steps: Steps in a row whose gradient may be not finite; such a step is skipped and counted, one more
             stops the run.
         epochs: Passes over each batch.
@@ -237,11 +243,14 @@ class OptimConfig:
     minibatch_groups: int = 0
     minibatch_rows: int = 0
     microbatch_tokens: int = 16384
+    packing: Literal["rows", "packed"] = "rows"
+    master_weights: bool = True
     duplicate_rows_to: int = 0
     old_logprobs: Literal["recompute", "sampled"] = "recompute"
     tis_cap: float = 0.0
 
     def __post_init__(self) -> None:
+        choice("optim.packing", self.packing, ("rows", "packed"))
         choice("optim.old_logprobs", self.old_logprobs, ("recompute", "sampled"))
         closed("optim.lr", self.lr, 0.0, 1.0)
         closed("optim.warmup_updates", self.warmup_updates, 0, 1 << 30)
@@ -330,6 +339,7 @@ class RunConfig:
     deadline: float = 0.0
     resume: bool = True
     model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     env: EnvConfig = field(default_factory=EnvConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     credit: CreditConfig = field(default_factory=CreditConfig)

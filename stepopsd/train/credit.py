@@ -229,7 +229,7 @@ class Credit:
             update: Counted from 1.
         """
         for part in self.parts:
-            if part.method.role == "base":
+            if part.method.role == "base" and len(plain):
                 inputs = self._inputs(part, plain, None, played, update)
                 result = part.method.assign(inputs)
                 return Base(result.advantages, Opinion(part, inputs, None, result))

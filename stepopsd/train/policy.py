@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from stepopsd.ops.linear import linear_token_logprobs
@@ -17,7 +19,9 @@ from stepopsd.ops.linear_loss import linear_grpo_loss
 from stepopsd.ops.logprobs import token_logprobs
 from stepopsd.ops.policy_loss import PolicyLoss, grpo_loss
 from stepopsd.train.config import ModelConfig
+from stepopsd.train.lora_config import LoraConfig
 from stepopsd.train.memory import halving
+from stepopsd.train.packing import flash_attention, pack, packed_microbatches, takes_rows_of_any_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +86,18 @@ class Policy:
         model: transformers causal LM.
         tokenizer: Its tokenizer; needs a chat template.
         pad_id: Id that fills padded positions.
+        packed: Rows of a micro-batch share bins instead of being padded to the longest; see ``train.packing``.
+        forwarded, real: Positions that ``read_targets`` has forwarded so far, and those of them that were no padding.
     """
+
+    packed = False
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.pad_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
         self._head_only = _head_is_plain(model)
+        self.forwarded = self.real = 0
         self._fitting_tokens = sys.maxsize  # padded tokens per micro-batch of scoring, less once memory has run out
 
     @property
@@ -97,8 +106,32 @@ class Policy:
 
     def frozen_copy(self) -> Policy:
         """A detached copy of the weights that never trains."""
-        twin = copy.deepcopy(self.model).eval().requires_grad_(False)
-        return Policy(twin, self.tokenizer)
+        twin = Policy(copy.deepcopy(self.model).eval().requires_grad_(False), self.tokenizer)
+        twin.packed = self.packed
+        return twin
+
+    def starting_copy(self) -> Policy:
+        """As ``frozen_copy``, of a policy that has not been trained yet."""
+        return self.frozen_copy()
+
+    def save(self, folder: Path) -> None:
+        """Model and tokenizer as a transformers directory."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def load(self, folder: Path) -> None:
+        """Take over the weights of a directory that ``save`` wrote."""
+        # Through transformers, because save_pretrained shards large models and leaves tied weights out.
+        saved = type(self.model).from_pretrained(folder, dtype=self.model.dtype)
+        self.copy_weights_from(Policy(saved, self.tokenizer))
+
+    def save_weights(self, file: Path) -> None:
+        """The weights alone, in one file."""
+        save_model(self.model, str(file))
+
+    def load_weights(self, file: Path) -> None:
+        """What ``save_weights`` wrote."""
+        load_model(self.model, str(file))
 
     def copy_weights_from(self, other: Policy) -> None:
         """Hard copy of another policy's weights into this one."""
@@ -107,33 +140,50 @@ class Policy:
                 mine.copy_(theirs)
 
     def read_at(
-        self, input_ids: Tensor, attention_mask: Tensor, read: Tensor, position_ids: Tensor | None = None
+        self, input_ids: Tensor, attention_mask: Tensor | None, read: Tensor, position_ids: Tensor | None = None
     ) -> Readout:
         """Run the model and keep what predicts the next token at chosen positions.
 
         Args:
             input_ids: (B, T) int64.
-            attention_mask: (B, T) for causal rows, or an additive (B, 1, T, T) float mask.
+            attention_mask: (B, T) for causal rows, or an additive (B, 1, T, T) float mask; None where rows follow one
+                another and positions tell them apart.
             read: (B, T) bool; position t predicts token t+1.
             position_ids: (B, T) int64, or None for 0..T-1.
 
         Returns:
             ``Readout`` of M positions, in row-major order of ``read``.
         """
-        extra = {} if position_ids is None else {"position_ids": position_ids}
-        if not self._head_only:
-            return Readout(
-                self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **extra).logits[read]
-            )
-        base = getattr(self.model, self.model.base_model_prefix)
-        hidden = base(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **extra).last_hidden_state
-        return Readout(hidden[read], self.model.get_output_embeddings())
+        states = states_of(self.model, self._head_only, input_ids, attention_mask, position_ids)
+        return Readout(states[read], self.model.get_output_embeddings() if self._head_only else None)
 
     def read_targets(self, input_ids: Tensor, attention_mask: Tensor, targets: Tensor) -> Readout:
         """What predicts the M tokens marked in ``targets`` (B, T) bool; position 0 cannot be a target."""
         if bool(targets[:, 0].any()):
             raise ValueError("targets must be False at position 0: nothing precedes the first token of a row")
-        return self.read_at(input_ids, attention_mask, torch.roll(targets, -1, dims=1))
+        read, lengths = torch.roll(targets, -1, dims=1), attention_mask.sum(1)
+        self.real += int(lengths.sum())
+        if self.packed and len(lengths) > 1:
+            return self._read_packed(input_ids, lengths, read)
+        self.forwarded += input_ids.numel()
+        return self.read_at(input_ids, attention_mask, read)
+
+    def _read_packed(self, input_ids: Tensor, lengths: Tensor, read: Tensor) -> Readout:
+        """``read_at`` of rows that share bins; answers in row-major order of the rows."""
+        varlen = takes_rows_of_any_length(self.model)
+        bins = pack(input_ids, lengths, self.pad_id, flat=varlen)
+        self.forwarded += bins.ids.numel()
+        chosen = bins.at[read]  # (M,)
+        wanted = torch.zeros(bins.ids.numel(), dtype=torch.bool, device=chosen.device)
+        wanted[chosen] = True
+        with flash_attention(self.model) if varlen else nullcontext():
+            mask = None if varlen else bins.mask(self.model.dtype)
+            seen = self.read_at(bins.ids, mask, wanted.view_as(bins.ids), bins.positions)
+        return Readout(seen.states[(wanted.cumsum(0) - 1)[chosen]], seen.head)
+
+    def microbatches(self, lengths: Tensor, max_tokens: int) -> Iterator[tuple[Tensor, int]]:
+        """Rows and width of each micro-batch, as this policy forwards them within ``max_tokens`` positions."""
+        return packed_microbatches(lengths, max_tokens) if self.packed else microbatches(lengths, max_tokens)
 
     def score(
         self, input_ids: Tensor, attention_mask: Tensor, targets: Tensor, *, temperature: float, max_tokens: int
@@ -175,7 +225,7 @@ class Policy:
         out = [torch.zeros(input_ids.shape, dtype=torch.float32, device=input_ids.device) for _ in range(count)]
 
         def fill(tokens: int) -> None:
-            for rows, width in microbatches(lengths, tokens):
+            for rows, width in self.microbatches(lengths, tokens):
                 chosen = targets[rows, :width]
                 ids = input_ids[rows, :width]
                 readout = self.read_targets(ids, attention_mask[rows, :width], chosen)
@@ -197,6 +247,21 @@ class Policy:
         return out
 
 
+def states_of(
+    model: Any, head_only: bool, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None
+) -> Tensor:
+    """(B, T, H) last hidden states of a causal LM; (B, T, V) logits without ``head_only``."""
+    extra = {} if position_ids is None else {"position_ids": position_ids}
+    if not head_only:
+        logits: Tensor = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **extra).logits
+        return logits
+    base = getattr(model, model.base_model_prefix)
+    hidden: Tensor = base(
+        input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **extra
+    ).last_hidden_state
+    return hidden
+
+
 def microbatches(lengths: Tensor, max_tokens: int) -> Iterator[tuple[Tensor, int]]:
     """Row indices and padded width of each micro-batch: longest rows first, padded area at most ``max_tokens``.
 
@@ -212,8 +277,8 @@ def microbatches(lengths: Tensor, max_tokens: int) -> Iterator[tuple[Tensor, int
         start += count
 
 
-def load_policy(config: ModelConfig, device: torch.device | str) -> Policy:
-    """Load model and tokenizer from ``config.path``.
+def load_policy(config: ModelConfig, device: torch.device | str, lora: LoraConfig | None = None) -> Policy:
+    """Load model and tokenizer from ``config.path``; with ``lora`` of a rank above 0, put adapters in.
 
     Raises:
         ImportError: transformers is missing; the message names the extra.
@@ -236,7 +301,14 @@ def load_policy(config: ModelConfig, device: torch.device | str) -> Policy:
     model: Any = AutoModelForCausalLM.from_pretrained(config.path, dtype=getattr(torch, config.dtype))
     model.to(device)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        if hasattr(model, "activation_checkpointing_enable"):
+            model.activation_checkpointing_enable()
+        else:  # transformers 4; frozen inputs, as below adapters, need the other kind than its default
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if lora is not None and lora.rank:
+        from stepopsd.train.lora import LoraPolicy
+
+        return LoraPolicy(model, tokenizer, lora)
     return Policy(model, tokenizer)
 
 

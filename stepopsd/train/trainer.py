@@ -17,27 +17,39 @@ from stepopsd.credit.plan import Planned
 from stepopsd.envs.base import Task
 from stepopsd.retrieval import RetrieverError
 from stepopsd.rollout.engines.results import EngineError
-from stepopsd.rollout.records import Batch, Row
-from stepopsd.rollout.rows import build_rows, collate, with_copies
+from stepopsd.rollout.records import Batch, Row, Trajectory
+from stepopsd.rollout.rows import build_rows, collate, empty_batch, with_copies
 from stepopsd.train.branches import Branches
 from stepopsd.train.checkpoint import TrainState, checkpoints, load_checkpoint, newest_whole, save_checkpoint
 from stepopsd.train.config import RunConfig
 from stepopsd.train.config_io import differences, dump_config, load_config
 from stepopsd.train.credit import Credit
 from stepopsd.train.deadline import Deadline, DeadlineReached
+from stepopsd.train.distributed import launched_ranks
 from stepopsd.train.episodes import Episodes, tasks_of, world
-from stepopsd.train.evaluation import episodes_of_panel, panel, panel_of_update, play_panel, success_by_kind
+from stepopsd.train.evaluation import (
+    episodes_of_panel,
+    in_panel_order,
+    panel,
+    panel_of_update,
+    play_panel,
+    success_by_kind,
+)
 from stepopsd.train.extras import Played
 from stepopsd.train.interrupts import Interrupts
+from stepopsd.train.merge import merge_records
 from stepopsd.train.metrics import JsonLines
+from stepopsd.train.metrics import plain as number
 from stepopsd.train.mismatch import mismatch, truncated_importance
 from stepopsd.train.needs import check_replay
 from stepopsd.train.plan import Conductor
 from stepopsd.train.policy import load_policy
+from stepopsd.train.precision import Masters
 from stepopsd.train.prepared import Prepared, rollout_metrics
 from stepopsd.train.progress import Progress
 from stepopsd.train.provenance import provenance
 from stepopsd.train.search import retriever_facts, search_retriever
+from stepopsd.train.sharding import Sharded, wants_sharding
 from stepopsd.train.step import PolicyStep
 from stepopsd.train.tasks import episode_seed, tasks_of_update
 from stepopsd.train.trackers import require_trackers
@@ -47,6 +59,7 @@ from stepopsd.train.transcripts import choose_transcripts, transcript
 RESUME_MAY_CHANGE = frozenset({
     "run_dir", "device", "checkpoint_every", "keep_checkpoints", "transcripts_every", "transcripts", "resume",
     "deadline", "optim.updates", "optim.generated_tokens", "optim.microbatch_tokens", "optim.max_skipped_steps",
+    "optim.packing",
     "env.workers", "env.step_timeout_s", "env.episode_timeout_s", "env.games", "env.search.data",
     "env.search.retriever", "env.search.corpus", "env.search.encoder", "env.search.encoder_device",
     "env.search.timeout_s", "env.search.deadline_s", "env.search.max_infra_share", "model.path",
@@ -76,25 +89,37 @@ class Trainer:
         retriever = search_retriever(config.env)
         disable_progress_bar()
         self.accelerator = Accelerator(cpu=_wants_cpu(config.device))
+        self.interrupts = Interrupts(waits=self.accelerator.num_processes > 1)
+        self.ranks = launched_ranks(self.accelerator, config, self.interrupts)
         torch.manual_seed(config.seed)
-        self.policy = load_policy(config.model, self.accelerator.device)
+        self.policy = load_policy(config.model, self.accelerator.device, config.lora)
         self.policy.model.eval()
-        self.episodes = Episodes(config, self.policy, retriever)
+        self.policy.packed = config.optim.packing == "packed"
+        self.episodes = Episodes(config, self.policy, retriever, processes=self.ranks.world)
         self.episodes.require_window(self.tasks)
         self.credit = Credit(config, self.policy)
         method = self.credit.brancher
         lagged = method is not None and method.branching == "lagged"
         self.previous = self.policy.frozen_copy() if lagged else None
-        self.reference = self.policy.frozen_copy() if self._anchored_at("start") else None
+        self.reference = self.policy.starting_copy() if self._anchored_at("start") else None
+        shards = wants_sharding(self.accelerator, masters=config.optim.master_weights)
+        self.sharded = Sharded(self.policy, shards) if shards is not None else None
+        trained = [p for p in (self.sharded or self.policy).model.parameters() if p.requires_grad]
+        rounded = config.model.dtype != "float32" and config.optim.master_weights and self.sharded is None
+        self.masters = Masters(trained) if rounded else None
         self.optimizer = torch.optim.AdamW(
-            self.policy.model.parameters(),
+            self.masters.weights if self.masters else trained,
             lr=config.optim.lr, betas=config.optim.betas, weight_decay=config.optim.weight_decay,
         )
-        self.step = PolicyStep(self.policy, self.optimizer, self.accelerator, config)
-        self.metrics = JsonLines(self.run_dir / "metrics.jsonl")
-        self.evaluations = JsonLines(self.run_dir / "evaluations.jsonl")
-        self.transcripts = JsonLines(self.run_dir / "transcripts.jsonl")
-        self.interrupts = Interrupts()
+        self.step = PolicyStep(
+            self.policy, self.optimizer, self.accelerator, config, self.ranks, self.sharded, self.masters
+        )
+        self.metrics, self.evaluations, self.transcripts = (
+            JsonLines(self.run_dir / f"{name}.jsonl", writes=self.ranks.is_main)
+            for name in ("metrics", "evaluations", "transcripts")
+        )
+        if self.ranks.rank:
+            torch.manual_seed(config.seed + 1_000_003 * self.ranks.rank)  # dropout of its own
         self.deadline = Deadline(config.deadline)
         self._done = 0  # updates
         self._generated = 0  # sampled tokens of all updates so far
@@ -108,9 +133,11 @@ class Trainer:
             RetrieverError: too many episodes lost the retriever; the updates so far are saved.
             EngineError: the sampler lost results or cannot be reached; the updates so far are saved.
         """
-        self._open_run_dir()
+        with self.ranks.together():
+            if self.ranks.is_main:
+                self._open_run_dir()
         self._done = self._resume()
-        progress = Progress(self.config, self._done)
+        progress = Progress(self.config, self._done, shown=self.ranks.is_main)
         try:
             with self.interrupts:
                 self._train(progress)
@@ -128,11 +155,13 @@ class Trainer:
             self.evaluations.cut_after(self._done - 1)
             self._evaluate(self._done, progress)
         while not self._is_last(self._done):
-            self.deadline.require_time()
+            with self.ranks.together():
+                self.deadline.require_time()
             record = self._update(self._done + 1)
             self._done += 1
             self._rng = torch.get_rng_state()
-            self.interrupts.release()
+            with self.ranks.together():
+                self.interrupts.release()
             progress.update(record)
             if self._due(self._done, self.config.eval.every):
                 self._evaluate(self._done, progress)
@@ -151,14 +180,14 @@ class Trainer:
         self.interrupts.hold()  # until the update is counted: its parts are worth nothing alone
         if self.previous is not None:
             self.previous.copy_weights_from(self.policy)
+        with self.ranks.together():
+            reference = self._reference_logprobs(prepared.batch)
         losses = self.step.run(
-            prepared.batch, self._reference_logprobs(prepared.batch), update, prepared.result,
-            importance=prepared.importance,
+            prepared.batch, reference, update, prepared.result, importance=prepared.importance
         )
         self.credit.refresh(update)
-        self._generated += prepared.conductor.generated
         seconds = time.perf_counter() - started
-        if self._due(update, self.config.transcripts_every):
+        if self.ranks.is_main and self._due(update, self.config.transcripts_every):
             self._store_transcripts(update, prepared)
         record = {"update": update, **prepared.metrics}
         record["seconds"] += seconds
@@ -167,6 +196,10 @@ class Trainer:
         first = {"sampler_gap_max": losses.pop("old_gap_max"), "sampler_kl": losses.pop("old_kl")}
         record = first | record
         record |= losses | prepared.spent()
+        if self.ranks.world > 1:
+            mine = {name: number(value) for name, value in record.items()}
+            record = merge_records(*zip(*self.ranks.gathered((mine, prepared.sizes())), strict=True))
+        self._generated += record["tokens/generated"]
         self.metrics.append(record)
         return record
 
@@ -180,9 +213,10 @@ class Trainer:
             RuntimeError: No episode can be trained on.
         """
         started = time.perf_counter()
-        conductor, planned = self._play(update)
-        trajectories = conductor.trained(planned)
-        if not trajectories:
+        with self.ranks.together():
+            conductor, planned = self._play(update)
+            trajectories = conductor.trained(planned)
+        if not self.ranks.total(len(trajectories)):
             raise RuntimeError(
                 f"no episode of update {update} can be trained on; the first ended with "
                 f"{conductor.trajectories[0].status}: {conductor.trajectories[0].error}"
@@ -190,20 +224,37 @@ class Trainer:
         if not self._due(update, self.config.eval.every):  # an evaluation plays others first
             self.episodes.prepare(*self._drawn(update + 1), self.config.rollout.group_size)
         played = time.perf_counter()
+        rows, batch = self._rows(trajectories, update)
+        plain = self._scalar_advantages(batch, update)
+        with self.ranks.together():
+            return self._assigned(update, conductor, planned, trajectories, rows, batch, plain, (started, played))
+
+    def _rows(self, trajectories: list[Trajectory], update: int) -> tuple[list[Row], Batch]:
+        """The rows of this rank and their tensors; none where no episode of its groups can be trained on."""
         rows = build_rows(trajectories, span=self.config.credit.span)
-        rows = with_copies(rows, self.config.optim.duplicate_rows_to, f"copies/{self.config.seed}/{update}")
+        place = self.ranks.places([trajectories[row.trajectory].group_id for row in rows])
+        rows = with_copies(rows, self.config.optim.duplicate_rows_to, f"copies/{self.config.seed}/{update}", place)
+        if not rows:
+            return rows, empty_batch().to(self.policy.device)
         batch = collate(
             rows, trajectories, pad_id=self.policy.pad_id,
             reward_scale=self.config.loss.reward_scale, invalid_action_penalty=self.config.loss.invalid_action_penalty,
-        ).to(self.policy.device)
-        plain = self._scalar_advantages(batch, update)
+        )  # fmt: skip
+        return rows, batch.to(self.policy.device)
+
+    def _assigned(
+        self, update: int, conductor: Conductor, planned: Planned, trajectories: list[Trajectory], rows: list[Row],
+        batch: Batch, plain: Tensor, times: tuple[float, float],
+    ) -> Prepared:  # fmt: skip
+        """Scores and credit, by each rank alone."""
+        started, played = times
         branches = self._branches(conductor, batch, rows)
         everything = torch.arange(len(batch), device=batch.group_ids.device)
         lent = branches.play(everything, first=True).rewards if branches and not branches.in_minibatches else None
         view = Played(self.config, self.policy, batch, rows, trajectories, lent=lent)
         base = self.credit.base(plain, view, update)
         seen = rollout_metrics(conductor, batch, plain) | dict(planned.metrics)
-        groups = torch.unique(batch.group_ids).numel()
+        groups = max(1, torch.unique(batch.group_ids).numel())
         if self.config.credit.dynamic_sampling == "drop":
             keep = _rows_of_live_groups(base.advantages, batch.group_ids)
             batch, base, plain, rows = batch.select(keep), base.select(keep), plain[keep], [rows[i] for i in keep]
@@ -232,23 +283,25 @@ class Trainer:
         return Prepared(trajectories, rows, plain, batch, result, conductor, branches, metrics, importance)
 
     def _drawn(self, update: int) -> tuple[list[Task], list[int]]:
-        """An update's tasks and seeds, one each per group."""
+        """Tasks and seeds of this rank's groups in an update."""
         groups = self.config.rollout.groups
         tasks = tasks_of_update(self.tasks, update, groups, self.config.seed)
-        return tasks, [episode_seed(self.config.seed, update, g) for g in range(groups)]
+        seeds = [episode_seed(self.config.seed, update, g) for g in range(groups)]
+        return self.ranks.own(tasks), self.ranks.own(seeds)
 
     def _play(self, update: int) -> tuple[Conductor, Planned]:
-        groups = self.config.rollout.groups
+        tasks, seeds = self._drawn(update)
         conductor = Conductor(
-            self.episodes, *self._drawn(update),
+            self.episodes, tasks, seeds,
             temperature=self.config.rollout.temperature, delimiter=self.credit.step_delimiter,
+            share=(self.ranks.rank, self.ranks.world),
         )  # fmt: skip
-        rng = random.Random(f"{self.config.seed}/{update}/plan")
-        return conductor, conductor.carry_out(self.credit.plan(groups, self.config.rollout.group_size, rng))
+        rng = random.Random(f"{self.config.seed}/{update}/plan" + (f"/{self.ranks.rank}" if self.ranks.rank else ""))
+        return conductor, conductor.carry_out(self.credit.plan(len(tasks), self.config.rollout.group_size, rng))
 
     def _branches(self, conductor: Conductor, batch: Batch, rows: list[Row]) -> Branches | None:
         method = self.credit.brancher
-        if method is None:
+        if method is None or not rows:
             return None
         return Branches(method, conductor, self.policy, self.previous, self.config, batch, rows)
 
@@ -260,7 +313,11 @@ class Trainer:
         )
         if credit.control == "shuffled_advantages":
             generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + update)
-            plain = plain[torch.randperm(plain.numel(), generator=generator).to(plain.device)]
+            places, count = self.ranks.places(batch.group_ids.tolist())
+            dealt = torch.empty(count)
+            for own, values in self.ranks.gathered((places, plain.cpu())):
+                dealt[own] = values
+            plain = dealt[torch.randperm(count, generator=generator)][places].to(plain.device)
         return plain
 
     def _refresh_old_logprobs(self, batch: Batch, base: Tensor) -> tuple[dict[str, float], Tensor | None]:
@@ -307,7 +364,11 @@ class Trainer:
 
     def _evaluate(self, update: int, progress: Progress) -> None:
         for name, tasks in self._panels_of(update).items():
-            records, _ = play_panel(self.episodes, tasks, self.config.eval, name, update)
+            share = slice(self.ranks.rank, None, self.ranks.world)
+            with self.ranks.together():
+                records, _ = play_panel(self.episodes, tasks, self.config.eval, name, update, share=share)
+            if self.ranks.world > 1:
+                records = in_panel_order(self.ranks.gathered(records), tasks)
             for record in records:
                 self.evaluations.append(record)
             progress.evaluation(update, name, success_by_kind(records))
@@ -319,7 +380,7 @@ class Trainer:
         """Whether the run was interrupted in the middle of the panels (or has not played the first ones)."""
         episodes = sum(episodes_of_panel(tasks, self.config.eval) for tasks in self._panels_of(done).values())
         due = done == 0 or self._due(done, self.config.eval.every)
-        return due and self.evaluations.count(done) < episodes
+        return self.ranks.told(due and self.evaluations.count(done) < episodes)
 
     def _store_transcripts(self, update: int, prepared: Prepared) -> None:
         trajectories, rows = prepared.trajectories, prepared.rows
@@ -341,6 +402,7 @@ class Trainer:
             self._require_same_run(load_config(stored))
         stored.write_text(dump_config(self.config))
         facts = provenance(self.policy.model) | retriever_facts(self.episodes.retriever)
+        facts |= {"processes": self.ranks.world, "sharded": self.sharded is not None}
         (self.run_dir / "environment.json").write_text(json.dumps(facts, indent=2) + "\n")
 
     def _require_same_run(self, earlier: RunConfig) -> None:
@@ -350,19 +412,22 @@ class Trainer:
             raise ValueError(f"run_dir {self.run_dir} holds another run's checkpoint: {listed}; choose another run_dir")
 
     def _resume(self) -> int:
-        saved = newest_whole(self.run_dir)
-        done = load_checkpoint(saved, self._state()) if saved else 0
+        with self.ranks.together():
+            saved = newest_whole(self.run_dir) if self.ranks.is_main else None
+        saved = self.ranks.told(saved)
+        done = load_checkpoint(saved, self._state(), self.ranks.rank) if saved else 0
         for log in (self.metrics, self.evaluations, self.transcripts):
             # Without a checkpoint the run starts over, the evaluation before the first update included.
             log.cut_after(done if saved else -1)
-        self._generated = int(self.metrics.total("tokens/generated"))
+        self._generated = self.ranks.told(int(self.metrics.total("tokens/generated")))
         return done
 
     def _state(self) -> TrainState:
-        return TrainState(self.policy, self.credit.snapshot, self.reference, self.optimizer, self.previous)
+        frozen = self.credit.snapshot, self.reference
+        return TrainState(self.policy, *frozen, self.optimizer, self.previous, self.sharded, self.masters)
 
     def _save(self, update: int) -> None:
-        save_checkpoint(self.run_dir, update, self._state(), keep=self.config.keep_checkpoints)
+        save_checkpoint(self.run_dir, update, self._state(), keep=self.config.keep_checkpoints, ranks=self.ranks)
 
     def _stopped(self, why: BaseException) -> str:
         if self._done and not self.interrupts.held:
