@@ -30,9 +30,9 @@ def watched(monkeypatch):
     batches, passes = [], []
     run, read = PolicyStep.run, Policy.read_targets
 
-    def note_batch(self, batch, *args):
+    def note_batch(self, batch, *args, **more):
         batches.append(batch)
-        return run(self, batch, *args)
+        return run(self, batch, *args, **more)
 
     def note_pass(self, ids, attention, targets):
         if torch.is_grad_enabled():

@@ -135,7 +135,7 @@ def test_a_deadline_stops_before_an_update_that_would_not_fit(run, whole, monkey
 
     with monkeypatch.context() as patch:
         original = PolicyStep.run
-        patch.setattr(PolicyStep, "run", lambda self, *args: (slow(), original(self, *args))[1])
+        patch.setattr(PolicyStep, "run", lambda self, *args, **more: (slow(), original(self, *args, **more))[1])
         with pytest.raises(DeadlineReached, match=r"20\.0 of 30\.0 minutes are spent and an update takes up to 10\.0"):
             Trainer(replace(run, deadline=0.5)).run()
     assert [p.name for p in checkpoints(_path(run))] == ["update-000002"]
