@@ -24,8 +24,8 @@ TITLE = "StepOPSD demo: GRPO and StepOPSD on ALFWorld's text engine"
 VERDICT = (
     "What this shows: the whole path works on the real engine, and training lifts the warm start on the games it "
     "trains on (train); seen and unseen say how much of that carries over to other games. What it does not show: which "
-    "method is better. One seed cannot, and this tiny teacher hardly makes use of its hindsight, so that Δ is mostly "
-    "noise here."
+    "method is better; one seed cannot. The teacher does read its hindsight: which thing a successful peer took is "
+    "likelier to it, elsewhere Δ is mostly noise. `stepopsd study run cpu` compares methods over seeds."
 )
 SEARCH_TITLE = "StepOPSD demo: GRPO and StepOPSD on Search-QA's closed world"
 SEARCH_VERDICT = (

@@ -5,8 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import random
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -38,10 +40,10 @@ class DemonstrationConfig:
         max_steps: Longer episodes are dropped, as are lost ones.
     """
 
-    games: int = 2000
+    games: int = 1900
     plays: int = 2
     noise: float = 0.15
-    told: float = 0.3
+    told: float = 0.5
     labelled: float = 0.1
     max_steps: int = 20
     seed: int = 0
@@ -81,8 +83,14 @@ def iter_demonstrations(config: DemonstrationConfig, *, workers: int = 0) -> Ite
     if workers < 2:
         yield from map(play, drawn)
         return
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap(play, drawn, chunksize=8)
+    # Ctrl-C reaches the whole process group: the players leave it to this process, which then waits for no other game.
+    pool = ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)
+    )
+    try:
+        yield from pool.map(play, drawn, chunksize=8)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 _engine: AlfworldEnv | None = None
@@ -112,7 +120,7 @@ def demonstrate(
         found.append(_labelled(plain, rng) if rng.random() < config.labelled else plain)
         # Drawn so that `told` is the share among all demonstrations, not among the plain ones.
         if rng.random() < config.told / (1 - config.told):
-            told = play_told(env, task, plain.actions, rng, max_steps=config.max_steps)
+            told = play_told(env, task, plain.actions, rng, noise=config.noise, max_steps=config.max_steps)
             found += [told] if told else []
     return found
 
@@ -132,15 +140,15 @@ def play_noisy(
 
 
 def play_told(
-    env: AlfworldEnv, task: Task, peer_actions: Sequence[str], rng: random.Random, *, max_steps: int
+    env: AlfworldEnv, task: Task, peer_actions: Sequence[str], rng: random.Random, *, noise: float, max_steps: int
 ) -> Demonstration | None:
     """An episode that turns, at some point, into what someone would do who has read a peer's successful actions.
 
     The steps before that point are the expert's own search, up to its first find. The block stands at the start of the
-    opening message or right before one of the later actions; only actions that the block precedes are imitated.
+    opening message or right before one of the later actions; only actions that the block precedes are imitated. With
+    chance ``noise`` an action strays to another place or fails, and the next one goes on with the peer's plan.
     """
     episode = _Episode(env, task)
-    plan = shortcut(peer_actions, parse_goal(env.goal).obj)
     searching = rng.choice((0, 0, 1, 2, 3, 4))
     while len(episode.actions) < searching and not episode.won:
         action = episode.expert_action()
@@ -148,15 +156,35 @@ def play_told(
             break
         episode.play(action, imitated=False)
     first = len(episode.actions)
-    for action in plan:
-        if not episode.won and action in episode.observation.admissible:
-            episode.play(action, imitated=True)
+    _follow(episode, shortcut(peer_actions, parse_goal(env.goal).obj), rng, noise=noise, max_steps=max_steps)
     if not episode.won or len(episode.actions) > max_steps:
         return None
-    turn = rng.choice((-1, first, first, rng.randrange(first, len(episode.actions))))
-    imitated = [i >= max(first, turn) for i in range(len(episode.actions))]
+    turn = rng.choice((-1, -1, -1, first, rng.randrange(first, len(episode.actions))))
+    imitated = [follows and i >= turn for i, follows in enumerate(episode.imitated)]
     hint = render_hindsight(rng.random() < 0.1, number_actions(peer_actions))
     return Demonstration(task.kind, episode.messages, episode.actions, imitated, hint, turn)
+
+
+def _follow(
+    episode: _Episode, plan: Sequence[str], rng: random.Random, *, noise: float, max_steps: int
+) -> None:
+    """Play the plan, back to its place after every stray; what cannot be done there is left out."""
+    waiting, visit, at = list(plan), "", ""
+    while waiting and not episode.won and len(episode.actions) < max_steps:
+        stray = rng.random() < noise
+        if stray:
+            action = _wandering_action(episode, rng)
+        elif visit and at != visit:
+            action = visit
+        else:
+            action = waiting.pop(0)
+        possible = action in episode.observation.admissible
+        if possible or stray:
+            episode.play(action, imitated=not stray)
+        if action.startswith("go ") and not stray:
+            visit = action
+        if (possible and action.startswith("go ")) or action == visit:  # a visit that is refused: already there
+            at = action
 
 
 def shortcut(actions: Sequence[str], wanted: str) -> list[str]:
@@ -219,6 +247,15 @@ def _stray_action(episode: _Episode, rng: random.Random) -> str:
     if stale and rng.random() < 0.25:
         return rng.choice(stale)
     return rng.choice(episode.observation.admissible)
+
+
+def _wandering_action(episode: _Episode, rng: random.Random) -> str:
+    """A stray action that changes nothing but the place."""
+    possible = set(episode.observation.admissible)
+    stale = sorted(episode.offered - possible)
+    if stale and rng.random() < 0.4:
+        return rng.choice(stale)
+    return rng.choice([action for action in sorted(possible) if action.startswith("go ")] or ["look"])
 
 
 def _labelled(plain: Demonstration, rng: random.Random) -> Demonstration:

@@ -8,7 +8,7 @@ It has read about the bundled world's names and learned nothing about them: ever
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,9 +23,9 @@ from stepopsd.experiments.search_demonstrations import (
     iter_search_demonstrations,
     shared_words,
 )
-from stepopsd.experiments.sft import FitConfig, fit
-from stepopsd.experiments.tiny_model import TinyModelConfig, build_model, build_tokenizer, save, vocabulary
-from stepopsd.experiments.warmstart import training_row
+from stepopsd.experiments.sft import FitConfig, WeightedRow
+from stepopsd.experiments.tiny_model import TinyModelConfig, build_tokenizer, vocabulary
+from stepopsd.experiments.warmstart import teach, training_row
 from stepopsd.text.chat import ChatFormat
 from stepopsd.text.hindsight import number_actions, render_hindsight
 
@@ -72,9 +72,13 @@ def search_warm_start(
     """
     config = config or SearchWarmStartConfig()
     tokenizer = search_tokenizer()
-    chat = ChatFormat(tokenizer)
-    model = build_model(tokenizer, config.model, seed=config.seed)
-    say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} words")
+    lessons = _lessons(config, ChatFormat(tokenizer), say)
+    return teach(out, tokenizer, lessons, model=config.model, seed=config.seed, say=say)
+
+
+def _lessons(
+    config: SearchWarmStartConfig, chat: ChatFormat, say: Callable[[str], None]
+) -> Iterator[tuple[list[WeightedRow], FitConfig]]:
     parts = ((config.schooling, config.school_fit), (config.demonstrations, config.fit))
     for number, (demonstrations, options) in enumerate(parts):
         # A seed of its own: no world is met twice.
@@ -84,12 +88,8 @@ def search_warm_start(
             for world in iter_search_demonstrations(made)
             for d in world
         ]
-        if rows:
-            say(f"{demonstrations.level}: {len(rows)} rows, {sum(len(row.ids) for row in rows):,} tokens")
-            fit(model, rows, replace(options, seed=config.seed), pad_id=tokenizer.pad_token_id, say=say)
-    model.bfloat16()
-    save(model, tokenizer, out)
-    return Path(out)
+        say(f"{demonstrations.level}: {len(rows)} rows, {sum(len(row.ids) for row in rows):,} tokens")
+        yield rows, replace(options, seed=config.seed)
 
 
 def search_tokenizer() -> PreTrainedTokenizerFast:

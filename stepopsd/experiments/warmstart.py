@@ -33,6 +33,7 @@ class WarmStartConfig:
     """Everything the starting policy depends on.
 
     Attributes:
+        fit, refit: How the rows are learned, and learned once more with a learning rate that rises again.
         observation_weight: Loss weight of what the environment says, relative to imitated actions. Without it the
             model does not learn which names belong together, and solves nothing.
         seed: Seeds games, noise, parameters and row order.
@@ -40,9 +41,11 @@ class WarmStartConfig:
         threads: Threads of the training; 0 leaves torch's own number.
     """
 
-    model: TinyModelConfig = field(default_factory=TinyModelConfig)
+    # Drawn otherwise, a model of this width never reads its hindsight.
+    model: TinyModelConfig = field(default_factory=lambda: TinyModelConfig(width=64, layers=3, mlp=192, fan_in=True))
     demonstrations: DemonstrationConfig = field(default_factory=DemonstrationConfig)
-    fit: FitConfig = field(default_factory=FitConfig)
+    fit: FitConfig = field(default_factory=lambda: FitConfig(epochs=1.0, lr=3e-3))
+    refit: FitConfig = field(default_factory=lambda: FitConfig(epochs=1.5, lr=3e-3))
     observation_weight: float = 0.3
     seed: int = 0
     workers: int = 2
@@ -72,18 +75,46 @@ def warm_start(
     tokenizer = demo_tokenizer(demonstrations)
     chat = ChatFormat(tokenizer)
     rows = [training_row(chat, d, observation_weight=config.observation_weight) for d in demonstrations]
-    model = build_model(tokenizer, config.model, seed=config.seed)
-    parameters = sum(p.numel() for p in model.parameters())
-    tokens = sum(len(row.ids) for row in rows)
-    say(f"{parameters:,} parameters, {len(tokenizer)} words, {len(rows)} rows, {tokens:,} tokens")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads or threads)
+    say(f"{len(rows)} rows, {sum(len(row.ids) for row in rows):,} tokens")
+    lessons = [(rows, replace(options, seed=config.seed)) for options in (config.fit, config.refit)]
+    return teach(out, tokenizer, lessons, model=config.model, seed=config.seed, threads=config.threads, say=say)
+
+
+def teach(
+    out: str | Path,
+    tokenizer: PreTrainedTokenizerFast,
+    lessons: Iterable[tuple[Sequence[WeightedRow], FitConfig]],
+    *,
+    model: TinyModelConfig,
+    seed: int,
+    threads: int = 0,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Draw a tiny model, teach it one lesson after the other and save it in bfloat16, with its tokenizer.
+
+    Args:
+        out: Folder to write; what ``from_pretrained`` reads.
+        lessons: Rows, and how they are learned; one without rows is passed over.
+        model: Size of the model.
+        seed: Seeds its parameters.
+        threads: Threads of the training; 0 leaves torch's own number.
+        say: Receives progress lines.
+
+    Returns:
+        The folder.
+    """
+    policy = build_model(tokenizer, model, seed=seed)
+    say(f"{sum(p.numel() for p in policy.parameters()):,} parameters, {len(tokenizer)} words")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
     try:
-        fit(model, rows, replace(config.fit, seed=config.seed), pad_id=chat.tokenizer.pad_token_id, say=say)
+        for rows, options in lessons:
+            if rows:
+                fit(policy, rows, options, pad_id=tokenizer.pad_token_id, say=say)
     finally:
-        torch.set_num_threads(threads)
-    model.bfloat16()
-    save(model, tokenizer, out)
+        torch.set_num_threads(before)
+    policy.bfloat16()
+    save(policy, tokenizer, out)
     return Path(out)
 
 
@@ -162,13 +193,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", required=True, help="folder to write the model and its tokenizer to")
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--games", type=int, default=defaults.demonstrations.games)
-    parser.add_argument("--epochs", type=float, default=defaults.fit.epochs)
     parser.add_argument("--workers", type=int, default=defaults.workers)
     parser.add_argument("--threads", type=int, default=defaults.threads)
     chosen = parser.parse_args(argv)
     config = WarmStartConfig(
         demonstrations=DemonstrationConfig(games=chosen.games),
-        fit=FitConfig(epochs=chosen.epochs),
         seed=chosen.seed,
         workers=chosen.workers,
         threads=chosen.threads,
