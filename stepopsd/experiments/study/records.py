@@ -12,8 +12,9 @@ import yaml
 from stepopsd.experiments.evaluate import arrow, read_episodes, write_episodes
 from stepopsd.experiments.report.browser import Group, groups_of
 from stepopsd.experiments.report.load import Record, Run, load_run
-from stepopsd.experiments.study.plan import Study
+from stepopsd.experiments.study.plan import BUNDLED, Study
 from stepopsd.experiments.study.work import DONE
+from stepopsd.experiments.warmstart import BUNDLED_MODEL
 
 STUDY, EPISODES, METRICS, RUNS = "study.yaml", "episodes.parquet", "metrics.parquet", "runs.json"
 #: May be absent: what no trainer stored, or what was gathered before there was this file.
@@ -46,7 +47,7 @@ def write_records(study: Study, root: Path, out: Path) -> Path:
         metrics += [{**key, **{name: _number(value) for name, value in row.items()}} for row in run.metrics]
         shown = transcripts.setdefault((cell.environment, cell.method), [])
         shown += [] if shown else [{**key, **record} for record in _telling(run)]
-        facts.append({**key, "config": {**run.config, "run_dir": ""}, "machine": run.environment})
+        facts.append({**key, "config": _portable(run.config), "machine": _portable_machine(run.environment)})
     if not facts:
         raise ValueError(f"no cell of the study is finished in {root}")
     out.mkdir(parents=True, exist_ok=True)
@@ -57,6 +58,19 @@ def write_records(study: Study, root: Path, out: Path) -> Path:
     stored = "".join(json.dumps(record, ensure_ascii=False) + "\n" for own in transcripts.values() for record in own)
     (out / TRANSCRIPTS).write_bytes(lzma.compress(stored.encode(), preset=9))
     return out
+
+
+def _portable(config: Record) -> Record:
+    """A run's configuration without the places where it happened to lie."""
+    model = dict(config.get("model", {}))
+    if model.get("path") == str(BUNDLED_MODEL):
+        model["path"] = BUNDLED
+    return {**config, "run_dir": "", "model": model}
+
+
+def _portable_machine(facts: Record) -> Record:
+    """The machine without the command, which names nothing but the cell's file."""
+    return {name: value for name, value in facts.items() if name != "command"}
 
 
 def read_records(folder: Path) -> Runs:

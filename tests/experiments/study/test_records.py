@@ -11,6 +11,8 @@ from stepopsd.experiments.report.load import load_run
 from stepopsd.experiments.statistics import detectable, paired_difference, success_matrix
 from stepopsd.experiments.study import records, table, work
 from stepopsd.experiments.study.command import write_table
+from stepopsd.experiments.warmstart import BUNDLED_MODEL
+from stepopsd.train.config_io import dump_config
 from tests.experiments.synthetic_runs import write_run
 
 
@@ -38,6 +40,16 @@ def test_records_hold_what_the_runs_hold(study, root, tmp_path):
         keys = ("update", "panel", "task_id", "success", "kind")
         assert [[e[k] for k in keys] for e in copy.episodes] == [[e[k] for k in keys] for e in original.episodes]
         np.testing.assert_array_equal(copy.series("loss")[1], original.series("loss")[1])
+
+
+def test_records_do_not_say_where_the_runs_lay(study, root, tmp_path):
+    for cell in study.cells:
+        path = root / "cells" / cell.name / "config.yaml"
+        path.write_text(dump_config(cell.config_in(root)))
+    written = (records.write_records(study, root, tmp_path / "records") / "runs.json").read_text()
+    assert '"path": "bundled"' in written
+    assert str(tmp_path) not in written
+    assert str(BUNDLED_MODEL) not in written
 
 
 def test_table_compares_last_evaluations_paired_by_seed_and_game(study, root, tmp_path):
