@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml setup.py constraints.txt constraints-alfworld.txt $(NAT
 	$(BIN)/pip install -q -c constraints.txt torch
 	$(BIN)/pip install -q -c constraints.txt setuptools pybind11 ninja triton
 	$(BIN)/pip install -q --no-deps -r constraints-alfworld.txt
-	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[train,retrieval,trl,dev,docs]'
+	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[train,retrieval,lora,trl,dev,docs]'
 	touch $@
 
 demo: $(STAMP)  ## GRPO against StepOPSD on the real ALFWorld engine; ends in runs/demo/report.html
