@@ -44,7 +44,8 @@ class EnvConfig:
     """Where episodes come from.
 
     Attributes:
-        name: Environment: ``alfworld`` or ``searchqa``, whose own settings are ``search``.
+        name: Environment: ``alfworld``, ``searchqa``, whose own settings are ``search``, or ``chain``, corridors of
+            ``max_steps`` rooms in which one known turn decides (a yardstick, see docs/credit_probe.md).
         games: Root of the games; "bundled" for the set shipped with the package, else a folder in ALFWorld's layout
             (``$ALFWORLD_DATA`` style).
         train_split: Split that training draws groups from.
@@ -68,7 +69,7 @@ class EnvConfig:
             one, which the environment did not offer.
     """
 
-    name: Literal["alfworld", "searchqa"] = "alfworld"
+    name: Literal["alfworld", "searchqa", "chain"] = "alfworld"
     games: str = "bundled"
     train_split: str = "train"
     train_games: int = 0
@@ -87,7 +88,7 @@ class EnvConfig:
     search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:
-        choice("env.name", self.name, ("alfworld", "searchqa"))
+        choice("env.name", self.name, ("alfworld", "searchqa", "chain"))
         choice("env.template_thinking", self.template_thinking, ("auto", "on", "off"))
         choice("env.invalid", self.invalid, ("format", "inadmissible"))
         choice("env.prompt_style", self.prompt_style, ("full", "compact"))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from stepopsd.credit.plan import Question
 from stepopsd.envs.alfworld import AlfworldEnv, list_tasks
 from stepopsd.envs.base import EnvPool, Task
+from stepopsd.envs.chain import ChainEnv, chain_tasks
 from stepopsd.envs.games.bundle import bundled_root
 from stepopsd.envs.games.preflight import require_games
 from stepopsd.envs.pool import InlinePool, ProcessPool
@@ -42,6 +43,8 @@ def tasks_of(config: EnvConfig, split: str) -> list[Task]:
     """
     if config.name == "searchqa":
         return search_tasks(config.search, split)
+    if config.name == "chain":
+        return chain_tasks(config.max_steps, split)
     if config.games == "bundled":
         return list_tasks(bundled_root(), split)
     root = os.path.expandvars(config.games)
@@ -185,10 +188,11 @@ def _make_pool(config: EnvConfig, size: int, retriever: Retriever | None, proces
     if retriever is not None:
         return SearchPool(retriever, size, search_rules(config.search))
     step_s, episode_s = config.step_timeout_s, config.episode_timeout_s
+    factory = ChainEnv if config.name == "chain" else AlfworldEnv
     if config.workers == 0:
-        return InlinePool(AlfworldEnv, size, step_timeout_s=step_s, episode_timeout_s=episode_s)
+        return InlinePool(factory, size, step_timeout_s=step_s, episode_timeout_s=episode_s)
     return ProcessPool(
-        AlfworldEnv,
+        factory,
         size,
         workers=_workers(config.workers, processes),
         step_timeout_s=step_s,
