@@ -127,12 +127,14 @@ class BranchRound:
         rows, positions: (K,) int64; the token at the position is drawn again.
         scores: (K,) branching scores, -inf for a position that was filled up by entropy.
         future: (N, T) clipped future ratios of the round.
+        candidates: (N,) int64, positions that have a score at all.
     """
 
     rows: Tensor
     positions: Tensor
     scores: Tensor
     future: Tensor
+    candidates: Tensor
 
     def continuations(self, groups: Sequence[int], *, resample: bool = True) -> list[Continuation]:
         """One continuation per position; ``groups`` holds the branch group of each row.
@@ -195,7 +197,7 @@ def branch_round(
     )
     ranked = entropies.masked_fill(~mask, -torch.inf)
     chosen = topk_branch(x.scores, k, per=per, group_ids=group_ids, min_gap=min_gap, fallback=ranked)
-    return BranchRound(*chosen, x.future)
+    return BranchRound(*chosen, x.future, x.scores.isfinite().sum(1))
 
 
 @dataclass(frozen=True)
@@ -231,7 +233,15 @@ class AppoFuture(CreditMethod):
             high=self.high, max_log_ratio=self.max_log_ratio, decay=self.decay,
         )  # fmt: skip
         factors = scale_adv(torch.ones_like(future), future, self.b, center=self.center)
-        return factors, future_metrics(future, inputs.response_mask, self.low, self.high), future
+        metrics = future_metrics(future, inputs.response_mask, self.low, self.high)
+        if metrics["appo/tokens"]:
+            free = future_value(
+                current, inputs.old_logprobs, inputs.response_mask, gamma=2 ** (-1 / self.half_life), low=1e-30,
+                high=1e30, max_log_ratio=self.max_log_ratio, decay=self.decay,
+            )[inputs.response_mask]  # fmt: skip
+            metrics["appo/log_ratio_std"] = free.log().std(unbiased=False)
+            metrics["appo/multiplier_mean"] = factors[inputs.response_mask].mean()
+        return factors, metrics, future
 
 
 def future_metrics(future: Tensor, mask: Tensor, low: float, high: float) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from stepopsd.credit.appo import AppoFuture, branch_round, dual_group_advantage,
 from stepopsd.credit.base import (
     BRANCH_REWARDS,
     REWARDS,
+    Branching,
     BranchTokens,
     CreditInputs,
     CreditMethod,
@@ -56,7 +57,7 @@ class Appo(CreditMethod):
     def needs(self, update: int) -> frozenset[str]:
         return frozenset((REWARDS, BRANCH_REWARDS))
 
-    def branch(self, tokens: BranchTokens) -> list[Continuation]:
+    def branch(self, tokens: BranchTokens) -> Branching:
         pooled = self.per == "prompt"
         groups = torch.unique(tokens.group_ids).numel()
         k = self.branches * (len(tokens.attempts) // max(1, groups) if pooled else 1)
@@ -73,7 +74,13 @@ class Appo(CreditMethod):
             cut = int(before[row, place]) + (not self.resample)
             if cut < int(total[row]):
                 out.append(Continuation(tokens.attempts[row], cut, 1, "branch", int(tokens.group_ids[row])))
-        return out
+        filled = chosen.scores.isneginf()
+        if not len(tokens.attempts):
+            return Branching(out)
+        return Branching(out, {
+            "branches/candidates": float(chosen.candidates.double().mean()),
+            "branches/filled_up": float(filled.double().mean()) if filled.numel() else 0.0,
+        })  # fmt: skip
 
     def assign(self, inputs: CreditInputs) -> CreditResult:
         if inputs.group_ids is None:

@@ -137,6 +137,14 @@ class BranchTokens:
     group_ids: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Branching:
+    """Where a method branches, and what is worth logging about it, each a mean over the attempts."""
+
+    continuations: list[Continuation]
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
 class CreditMethod:
     """A credit-assignment method; stateless, so that a resumed run needs nothing but the update number.
 
@@ -180,7 +188,7 @@ class CreditMethod:
         """
         return ""
 
-    def branch(self, tokens: BranchTokens) -> list[Continuation]:
+    def branch(self, tokens: BranchTokens) -> Branching:
         """Continuations whose rewards ``assign`` reads as an extra; they are not trained on."""
         raise NotImplementedError
 

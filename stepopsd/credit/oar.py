@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -43,12 +44,19 @@ class Oar(CreditMethod):
         plain = broadcast_advantages(inputs.advantages, inputs.response_mask)
         scores = inputs.extras[self.scores]
         scored = ~scores.isnan() & inputs.response_mask
-        weights = oar_reshape(
-            scores, scored, quantile=self.quantile, beta=self.beta, floor=self.floor, cut=self.cut,
-            preserve=self.preserve, min_tokens=self.min_tokens,
-        )  # fmt: skip
+        weights = self._reshaped(scores, scored, preserve=self.preserve)
         metrics = weight_metrics(weights, scored, -inputs.old_logprobs)
+        if bool(scored.any()):
+            tiers = weights if not self.preserve else self._reshaped(scores, scored, preserve=False)
+            metrics["oar/at_floor"] = (tiers[scored] <= self.floor * (1 + 1e-6)).float().mean()
         return CreditResult(plain * weights, metrics, {"outcome_scores": scores, "weights": weights}, weights)
+
+
+    def _reshaped(self, scores: Tensor, scored: Tensor, *, preserve: bool) -> Tensor:
+        return oar_reshape(
+            scores, scored, quantile=self.quantile, beta=self.beta, floor=self.floor, cut=self.cut, preserve=preserve,
+            min_tokens=self.min_tokens,
+        )  # fmt: skip
 
 
 def weight_metrics(weights: Tensor, scored: Tensor, surprise: Tensor) -> dict[str, Any]:
@@ -84,6 +92,25 @@ def correlation(x: Tensor, y: Tensor) -> Tensor:
     x, y = (v.double() - v.double().mean() for v in (x, y))
     scale = (x.square().sum() * y.square().sum()).sqrt()
     return torch.where(scale > 0, (x * y).sum() / scale.clamp(min=torch.finfo(torch.float64).tiny), 0)
+
+
+def draw_agreement(scores: Tensor) -> Tensor | None:
+    """Spearman's rank correlation of the scores that a row gets from one draw of noise and the next.
+
+    Args:
+        scores: (D, N, T) float, NaN where a token was not scored.
+
+    Returns:
+        0-d, the mean over successive draws and rows with at least three scored tokens; None where there is nothing to
+        compare.
+    """
+    found = []
+    for row in scores.unbind(1):
+        values = row[:, ~row[0].isnan()]
+        if values.shape[1] >= 3:
+            ranks = values.argsort(1).argsort(1)
+            found += [correlation(a, b) for a, b in pairwise(ranks)]
+    return torch.stack(found).mean() if found else None
 
 
 def _build(options: Mapping[str, Any], scores: str) -> Oar:

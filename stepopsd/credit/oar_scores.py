@@ -142,6 +142,7 @@ def oar_g(
     seed: int = 0,
     row_numbers: Sequence[int] | None = None,
     reduce: str = "abs_dot",
+    each: bool = False,
 ) -> Tensor:
     """Outcome scores by one gradient: how the outcome depends on each reasoning token's embedding.
 
@@ -161,9 +162,11 @@ def oar_g(
         seed: Of the noise, which depends on the seed, the draw, the row's number and its reasoning tokens alone.
         row_numbers: Numbers of the B rows; None: 0 to B - 1.
         reduce: See ``grad_x_input``.
+        each: Every draw by itself, not their mean.
 
     Returns:
-        (B, T) float32, at least 0, NaN outside ``reasoning`` and in rows without an answer.
+        (B, T) float32, (draws, B, T) with ``each``; at least 0, NaN outside ``reasoning`` and in rows without an
+        answer.
 
     Raises:
         ValueError: An unknown probe or reduction, masks that do not fit, sigma below 0 or pointless, draws below 1.
@@ -175,11 +178,11 @@ def oar_g(
     if draws < 1:
         raise ValueError(f"draws must be at least 1, got {draws}")
     rows = (reasoning.any(1) & answer.any(1)).nonzero()[:, 0].tolist()
-    out = torch.full(input_ids.shape, torch.nan, device=input_ids.device)
+    out = torch.full((draws, *input_ids.shape), torch.nan, device=input_ids.device)
     for row in rows:
         _check_row(input_ids[row], reasoning[row], answer[row], probe)
     if not rows:
-        return out
+        return out if each else out[0]
     inside, marked = reasoning[rows], answer[rows]
     numbers = rows if row_numbers is None else [row_numbers[row] for row in rows]
     embeddings = model.get_input_embeddings()(input_ids[rows]).detach()
@@ -187,7 +190,6 @@ def oar_g(
     with evaluation(model):
         with torch.no_grad():
             clean = _read(model, embeddings, attention_mask[rows], [read for read, _ in probes])
-        total = torch.zeros(inside.shape, device=input_ids.device)
         for draw in range(draws):
             noise = _noise(numbers, inside, draw, seed, embeddings) * sigma
             noisy = (embeddings + noise).requires_grad_()
@@ -201,9 +203,9 @@ def oar_g(
             sizes = torch.stack([x.abs().max() for x in seeds]).clamp(min=torch.finfo(torch.float32).tiny)
             seeds = [(x / size).to(new.dtype) for x, size, new in zip(seeds, sizes, logits, strict=True)]
             (gradient,) = torch.autograd.grad(logits, noisy, grad_outputs=seeds)
-            total += grad_x_input(gradient, embeddings, inside, reduce) * sizes[:, None]
-    out[rows] = (total / draws).where(inside, torch.nan)
-    return out
+            scores = grad_x_input(gradient, embeddings, inside, reduce) * sizes[:, None]
+            out[draw, rows] = scores.where(inside, torch.nan)
+    return out if each else out.mean(0)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,8 @@ class Branches:
         self.batch, self.rows = batch, rows
         self._asked = 0
         self._rewards: list[float] = []
+        self._attempts: list[float] = []  # rewards of the rows that were branched
+        self._seen: dict[str, list[tuple[float, int]]] = {}
 
     @property
     def in_minibatches(self) -> bool:
@@ -81,7 +83,9 @@ class Branches:
         elif self.previous is not None:
             reference = self.previous.score(*where, temperature=temperature, max_tokens=most)
         tokens = self._tokens(part, rows, logprobs, reference, entropies)
-        requests = self.method.branch(tokens)
+        branching = self.method.branch(tokens)
+        requests = branching.continuations
+        self._note(branching.metrics, part.rewards)
         self._asked += len(requests)
         lent: dict[int, list[float]] = {}
         for request, attempts in zip(requests, self.conductor.answer(requests), strict=True):
@@ -91,13 +95,23 @@ class Branches:
         return Branched(_table(lent, part.group_ids), logprobs)
 
     def metrics(self) -> dict[str, Any]:
-        """``branches/asked``, ``/played`` and their mean reward."""
+        """``branches/asked``, ``/played``, their mean reward and that of what they branched from, the method's own."""
         count = len(self._rewards)
         return {
+            **{
+                name: sum(value * rows for value, rows in seen) / sum(rows for _, rows in seen)
+                for name, seen in self._seen.items()
+            },
+            "branches/attempt_reward_mean": sum(self._attempts) / max(1, len(self._attempts)),
             "branches/asked": self._asked,
             "branches/played": count,
             "branches/reward_mean": sum(self._rewards) / max(1, count),
         }
+
+    def _note(self, metrics: Mapping[str, float], rewards: Tensor) -> None:
+        self._attempts += rewards.tolist()
+        for name, value in metrics.items():
+            self._seen.setdefault(name, []).append((value, len(rewards)))
 
     def _tokens(
         self, part: Batch, rows: Tensor, logprobs: Tensor, reference: Tensor | None, entropies: Tensor

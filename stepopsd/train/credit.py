@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -85,6 +85,7 @@ class Assigned:
             self.metrics |= {prefix + key: value for key, value in opinion.result.metrics.items()}
             self.tokens = opinion.result.tokens | self.tokens
         self.advantages = compose(base, [o.result for o in opinions])
+        self._later: dict[str, list[tuple[float, int]]] = {}  # metrics of later steps, with the rows they are of
         self.has_auxiliary = torch.zeros(len(base), dtype=torch.bool, device=base.device)
         for opinion in self.auxiliaries:
             assert opinion.scores is not None
@@ -129,9 +130,23 @@ class Assigned:
             extras = chosen.extras if lent is None else {**chosen.extras, BRANCH_REWARDS: lent}
             chosen = replace(chosen, current_logprobs=current_logprobs, extras=extras)
             result = method.assign(chosen) if method.per_minibatch else opinion.result.select(rows)
+            if method.per_minibatch:
+                self._note(opinion.part.name, result.metrics, len(rows))
             base = result.advantages if method.role == "base" else base
             results.append(result)
         return compose(base, results)
+
+    def later_metrics(self) -> dict[str, float]:
+        """``later/<name>`` -> mean over the rows that ``again`` was asked about."""
+        means = {}
+        for name, seen in self._later.items():
+            means[f"later/{name}"] = sum(value * rows for value, rows in seen) / sum(rows for _, rows in seen)
+        return means
+
+    def _note(self, method: str, metrics: Mapping[str, Any], rows: int) -> None:
+        prefix = f"{method}/" if len(self.opinions) > 1 else ""
+        for name, value in metrics.items():
+            self._later.setdefault(prefix + name, []).append((float(value), rows))
 
     def auxiliary(
         self, rows: Tensor, mask: Tensor, ids: Tensor, states: Readout, logprobs: Tensor, weights: Tensor,
@@ -230,9 +245,8 @@ class Credit:
         """
         for part in self.parts:
             if part.method.role == "base" and len(plain):
-                inputs = self._inputs(part, plain, None, played, update)
-                result = part.method.assign(inputs)
-                return Base(result.advantages, Opinion(part, inputs, None, result))
+                opinion = self._opinion(part, plain, None, played, update)
+                return Base(opinion.result.advantages, opinion)
         rewarded = any(part.method.rewarded for part in self.parts)
         return Base(broadcast_advantages(plain if rewarded else torch.zeros_like(plain), played.batch.response_mask))
 
@@ -251,8 +265,7 @@ class Credit:
                 continue  # without rows there is nobody to ask
             played = replace(played, wanted=(advantages != 0).any(1))
             scores = self._ask(part, advantages, played, update)
-            inputs = self._inputs(part, advantages, scores, played, update)
-            opinions.append(Opinion(part, inputs, scores, part.method.assign(inputs)))
+            opinions.append(self._opinion(part, advantages, scores, played, update))
         return Assigned(advantages, opinions)
 
     def _ask(self, part: Part, advantages: Tensor, played: Played, update: int) -> TeacherScores | None:
@@ -270,11 +283,11 @@ class Credit:
         seed = self.config.seed * 1_000_003 + update
         return replace(scores, logprobs=shuffled_gaps(scores.logprobs, played.batch.old_logprobs.cpu(), seed=seed))
 
-    def _inputs(
+    def _opinion(
         self, part: Part, advantages: Tensor, scores: TeacherScores | None, played: Played, update: int
-    ) -> CreditInputs:
-        batch = played.batch
-        return CreditInputs(
+    ) -> Opinion:
+        batch, seen = played.batch, dict[str, Any]()
+        inputs = CreditInputs(
             advantages=advantages,
             response_mask=batch.response_mask,
             step_ids=batch.step_ids,
@@ -283,8 +296,10 @@ class Credit:
             teacher_logprobs=None if scores is None else scores.logprobs.to(advantages.device),
             update=update,
             group_ids=batch.group_ids,
-            extras=gather(part.method.needs(update), played),
+            extras=gather(part.method.needs(update), played, seen.__setitem__),
         )
+        result = part.method.assign(inputs)
+        return Opinion(part, inputs, scores, replace(result, metrics={**result.metrics, **seen}))
 
     def _teacher(self, name: str) -> Teacher | None:
         options = self.config.credit.teacher_options(name)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
@@ -32,18 +33,26 @@ class Played:
     lent: Tensor | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Provided:
+    """An extra and what is worth logging about its making."""
+
+    values: Tensor
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+Provider: TypeAlias = Callable[[Played], Tensor | Provided]
+
 #: Name in ``CreditMethod.needs`` -> function that computes it, a tensor whose first axis is N.
-PROVIDERS: dict[str, Callable[[Played], Tensor]] = {}
+PROVIDERS: dict[str, Provider] = {}
 #: The same names -> function that says what a policy lacks for it, in words that follow "needs"; "" for nothing.
 LACKS: dict[str, Callable[[Policy], str]] = {}
 
 
-def provide(
-    name: str, *, lacks: Callable[[Policy], str] | None = None
-) -> Callable[[Callable[[Played], Tensor]], Callable[[Played], Tensor]]:
+def provide(name: str, *, lacks: Callable[[Policy], str] | None = None) -> Callable[[Provider], Provider]:
     """Register a provider under ``name``, and what it asks of a policy."""
 
-    def add(function: Callable[[Played], Tensor]) -> Callable[[Played], Tensor]:
+    def add(function: Provider) -> Provider:
         PROVIDERS[name] = function
         if lacks is not None:
             LACKS[name] = lacks
@@ -59,11 +68,27 @@ def require(method: str, names: Iterable[str], policy: Policy) -> None:
             raise ValueError(f"credit.name {method} needs {lacking}")
 
 
-def gather(names: Iterable[str], played: Played) -> dict[str, Tensor]:
-    """The named extras on the batch's device. Raises ValueError for a name that nobody provides."""
+def gather(
+    names: Iterable[str], played: Played, log: Callable[[str, Any], None] = lambda name, value: None
+) -> dict[str, Tensor]:
+    """The named extras on the batch's device.
+
+    Args:
+        names: What the method needs.
+        played: The batch.
+        log: Called with name and value of what their making has to say.
+
+    Raises:
+        ValueError: A name that nobody provides.
+    """
     out = {}
     for name in sorted(names):
         if name not in PROVIDERS:
             raise ValueError(f"a credit method needs {name!r}; the trainer provides {', '.join(sorted(PROVIDERS))}")
-        out[name] = PROVIDERS[name](played).to(played.batch.input_ids.device)
+        found = PROVIDERS[name](played)
+        if isinstance(found, Provided):
+            for key, value in found.metrics.items():
+                log(key, value)
+            found = found.values
+        out[name] = found.to(played.batch.input_ids.device)
     return out

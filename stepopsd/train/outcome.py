@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 from torch import Tensor
 
-from stepopsd.credit.oar import BY_GRADIENT, BY_REPLACEMENT
+from stepopsd.credit.oar import BY_GRADIENT, BY_REPLACEMENT, draw_agreement
 from stepopsd.credit.oar_scores import evaluation, oar_g, oar_p
-from stepopsd.train.extras import Played, provide
+from stepopsd.train.extras import Played, Provided, provide
 from stepopsd.train.policy import Policy, microbatches
 
 
@@ -50,8 +52,9 @@ def lacks_cache(policy: Policy) -> str:
 
 
 @provide(BY_REPLACEMENT, lacks=lacks_cache)
-def replacement_scores(played: Played) -> Tensor:
+def replacement_scores(played: Played) -> Provided:
     """(N, T) float32 scores under the policy that is about to be updated, NaN where there are none."""
+    started = time.perf_counter()
     options, batch = played.config.credit.oar, played.batch
     reasoning, answer, out = _parts(played)
     for row in reasoning.any(1).nonzero()[:, 0].tolist():
@@ -61,22 +64,34 @@ def replacement_scores(played: Played) -> Tensor:
             played.policy.model, batch.input_ids[row, :end], reasoning[row, :end], answer[row, :end],
             pad_id=played.policy.pad_id, probe=options.probe_or("last"), chunk=chunk, stride=options.stride,
         )  # fmt: skip
-    return out
+    return Provided(out, {"oar/seconds": _since(started, out)})
 
 
 @provide(BY_GRADIENT)
-def gradient_scores(played: Played) -> Tensor:
+def gradient_scores(played: Played) -> Provided:
     """(N, T) float32 scores under the policy that is about to be updated, NaN where there are none."""
+    started = time.perf_counter()
     options, batch = played.config.credit.oar, played.batch
     reasoning, answer, out = _parts(played)
+    each = out.repeat(options.draws, 1, 1)
     lengths = torch.where(reasoning.any(1), batch.attention_mask.sum(1), 0)
     for rows, width in microbatches(lengths, played.config.optim.microbatch_tokens):
-        out[rows, :width] = oar_g(
+        each[:, rows, :width] = oar_g(
             played.policy.model, batch.input_ids[rows, :width], batch.attention_mask[rows, :width],
             reasoning[rows, :width], answer[rows, :width], probe=options.probe_or("answer_mean"), sigma=options.sigma,
             draws=options.draws, seed=options.seed, row_numbers=rows.tolist(), reduce=options.reduce,
+            each=True,
         )  # fmt: skip
-    return out
+    seen = {"oar/seconds": _since(started, each)}
+    agreement = draw_agreement(each)
+    return Provided(each.mean(0), seen if agreement is None else {**seen, "oar/draw_agreement": agreement})
+
+
+def _since(started: float, result: Tensor) -> float:
+    """Seconds until the result was there."""
+    if result.is_cuda:
+        torch.cuda.synchronize(result.device)
+    return time.perf_counter() - started
 
 
 def _parts(played: Played) -> tuple[Tensor, Tensor, Tensor]:

@@ -195,7 +195,7 @@ class Trainer:
         # Before the first step current and old policy are the same weights: any gap is the sampler's.
         first = {"sampler_gap_max": losses.pop("old_gap_max"), "sampler_kl": losses.pop("old_kl")}
         record = first | record
-        record |= losses | prepared.spent()
+        record |= losses | prepared.result.later_metrics() | prepared.spent()
         if self.ranks.world > 1:
             mine = {name: number(value) for name, value in record.items()}
             record = merge_records(*zip(*self.ranks.gathered((mine, prepared.sizes())), strict=True))

@@ -72,6 +72,21 @@ def test_a_policy_that_moved_changes_the_factors_within_their_bounds():
         scale_adv(torch.ones(1), torch.ones(1, 1), -1.0)
 
 
+def test_what_the_scaling_logs():
+    x = inputs()
+    moved = replace(x, current_logprobs=x.old_logprobs + 0.1 * torch.randn(4, 10))
+    metrics = AppoFuture(b=0.5, half_life=4.0).assign(moved).metrics
+    drift = torch.where(x.response_mask, moved.current_logprobs - x.old_logprobs, 0).double()
+    sums = [sum(2 ** (-(j - t) / 4) * drift[:, j] for j in range(t, 10)) for t in range(10)]
+    ahead = torch.stack(sums, 1)[x.response_mask]
+    assert float(metrics["appo/log_ratio_std"]) == pytest.approx(float(ahead.std(unbiased=False)), rel=1e-4)
+    clipped = ahead.exp().clamp(1, 1.2)
+    assert float(metrics["appo/multiplier_mean"]) == pytest.approx(float((1 + 0.5 * clipped).mean()), rel=1e-5)
+    assert float(metrics["appo/at_low"]) == pytest.approx(float((ahead <= 0).double().mean()))
+    still = AppoFuture(b=0.5).assign(x).metrics
+    assert (float(still["appo/log_ratio_std"]), float(still["appo/multiplier_mean"])) == (0, 1.5)
+
+
 def tokens():
     rng = torch.Generator().manual_seed(0)
     mask = torch.rand(3, 40, generator=rng) < 0.7

@@ -33,7 +33,7 @@ def tokens(*, drift=True):
 
 def test_cuts_count_sampled_tokens_and_land_on_one():
     x = tokens(drift=False)
-    plan = method(when="rollout", branches=3).branch(x)
+    plan = method(when="rollout", branches=3).branch(x).continuations
     assert [c.row for c in plan] == [3] * 3 + [5] * 3 + [6] * 3 + [9] * 3
     assert [c.group for c in plan] == [0] * 6 + [2] * 6
     for row, attempt in enumerate(x.attempts):
@@ -44,10 +44,21 @@ def test_cuts_count_sampled_tokens_and_land_on_one():
 
 def test_drift_moves_the_cuts_where_there_is_some():
     x = tokens()
-    by_entropy = method(when="rollout").branch(replace(x, logprobs=None, reference_logprobs=None))
-    assert method(when="minibatch").branch(replace(x, reference_logprobs=x.logprobs)) == by_entropy
-    assert method(when="minibatch").branch(x) != by_entropy
-    assert method(when="lagged").branch(x) == method(when="minibatch").branch(x)
+    by_entropy = method(when="rollout").branch(replace(x, logprobs=None, reference_logprobs=None)).continuations
+    assert method(when="minibatch").branch(replace(x, reference_logprobs=x.logprobs)).continuations == by_entropy
+    assert method(when="minibatch").branch(x).continuations != by_entropy
+    assert method(when="lagged").branch(x).continuations == method(when="minibatch").branch(x).continuations
+
+
+def test_what_a_round_logs():
+    x = tokens()
+    few = method(when="minibatch", branches=2).branch(x).metrics
+    assert 0 < few["branches/candidates"] < float(x.mask.sum(1).double().mean()), "the gate leaves some out"
+    assert few["branches/filled_up"] == 0
+    many = method(when="minibatch", branches=30).branch(x).metrics
+    assert many["branches/candidates"] == few["branches/candidates"]
+    total = float(x.mask.sum())
+    assert many["branches/filled_up"] == pytest.approx(1 - 4 * many["branches/candidates"] / total)
 
 
 def test_keeping_the_token_never_keeps_the_whole_attempt():
@@ -56,12 +67,12 @@ def test_keeping_the_token_never_keeps_the_whole_attempt():
     x.entropies[:] = 0.0
     for row in range(4):
         x.entropies[row, x.mask[row].nonzero()[-1, 0]] = 1.0  # the last sampled token scores best
-    assert [c.cut for c in method(when="rollout", branches=1).branch(x)] == [n - 1 for n in last]
-    assert method(when="rollout", branches=1, resample=False).branch(x) == []
+    assert [c.cut for c in method(when="rollout", branches=1).branch(x).continuations] == [n - 1 for n in last]
+    assert method(when="rollout", branches=1, resample=False).branch(x).continuations == []
 
 
 def test_positions_may_be_pooled_per_prompt():
-    plan = method(when="rollout", branches=2, per="prompt").branch(tokens(drift=False))
+    plan = method(when="rollout", branches=2, per="prompt").branch(tokens(drift=False)).continuations
     assert [c.group for c in plan] == [0] * 4 + [2] * 4
 
 

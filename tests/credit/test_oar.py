@@ -9,7 +9,7 @@ import torch
 
 from stepopsd import grpo_loss
 from stepopsd.credit import create
-from stepopsd.credit.oar import BY_GRADIENT, Oar, correlation
+from stepopsd.credit.oar import BY_GRADIENT, Oar, correlation, draw_agreement
 from tests.credit.test_stepopsd import inputs, plain
 
 
@@ -59,6 +59,29 @@ def test_rows_without_scores_are_those_of_grpo():
     assert result.metrics["oar/rows"] == 1
     nothing = replace(x, extras={BY_GRADIENT: torch.full_like(x.old_logprobs, torch.nan)})
     assert Oar().assign(nothing).metrics == {"oar/rows": 0}
+
+
+@pytest.mark.parametrize("preserve", [True, False])
+def test_share_at_the_floor_is_that_before_the_mass_is_restored(preserve):
+    """Of z = 0, 0.001, 0.9 and 1 the first two lie below a tenth of the quantile, whatever the last step does."""
+    x = scored()
+    wide = torch.tensor([0.0, 0.0, 0.001, 0.9, 0.95, 1.0, 1.0, 1.0]).expm1()
+    scores, mask = torch.full((4, 10), torch.nan), torch.zeros(4, 10, dtype=torch.bool)
+    scores[:, :8], mask[:, :8] = wide, True
+    result = Oar(quantile=0.5, preserve=preserve).assign(replace(x, response_mask=mask, extras={BY_GRADIENT: scores}))
+    assert float(result.metrics["oar/at_floor"]) == pytest.approx(3 / 8)
+    assert (float(result.metrics["oar/min"]) == pytest.approx(0.1)) is not preserve
+
+
+def test_agreement_of_draws_is_that_of_their_ranks():
+    first = torch.tensor([[1.0, 2.0, 30.0, torch.nan], [3.0, 1.0, 2.0, 9.0]])
+    assert float(draw_agreement(torch.stack([first, first.square()]))) == pytest.approx(1)
+    assert float(draw_agreement(torch.stack([first, -first]))) == pytest.approx(-1)
+    assert float(draw_agreement(torch.stack([first, -first, -first]))) == pytest.approx(0)
+    one_swap = torch.tensor([[[1.0, 2.0, 3.0]], [[2.0, 1.0, 3.0]]])
+    assert float(draw_agreement(one_swap)) == pytest.approx(0.5)
+    assert draw_agreement(first[None]) is None, "one draw agrees with nothing"
+    assert draw_agreement(torch.full((2, 3, 4), torch.nan)) is None
 
 
 def test_correlation_of_something_constant_is_zero():

@@ -184,6 +184,9 @@ def test_scores_grow_with_the_noise_and_draws_are_averaged(model):
     assert not torch.equal(both, one)
     assert (2 * both - one).ge(-1e-6 * one).all(), "what remains is the other draw's score"
     assert score(reduce="l2").gt(0).all()
+    each = oar_g(model, ids, attention, reasoning, answer, seed=4, draws=2, each=True)
+    assert torch.equal(each[0][reasoning], one)
+    torch.testing.assert_close(each.mean(0)[reasoning], both)
 
 
 def test_a_row_s_scores_do_not_depend_on_its_batch(model):

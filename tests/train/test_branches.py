@@ -50,6 +50,13 @@ def test_branches_lend_their_rewards_and_are_not_trained(model, tmp_path, watche
     assert len(rounds) == 2 * per_update
     assert all(e["branches/played"] == e["branches/asked"] == 24 for e in entries)
     assert any(e["grad_norm"] > 0 for e in entries)
+    assert all(e["branches/candidates"] > 0 and 0 <= e["branches/filled_up"] < 1 for e in entries)
+    for batch, entry in zip(batches, entries, strict=True):
+        assert entry["branches/attempt_reward_mean"] == pytest.approx(float(batch.rewards.mean()))
+        assert entry["appo/log_ratio_std"] == 0
+        assert entry["later/appo/multiplier_mean"] >= entry["appo/multiplier_mean"] == 1.5
+    # Elsewhere rows without an advantage are not looked at again.
+    assert when != "minibatch" or any(e["later/appo/log_ratio_std"] > 0 for e in entries)
     for batch in batches:
         assert torch.unique(batch.trajectory_ids).numel() == 12, "attempts alone are in the batch"
     attempts = _tokens((b.input_ids, b.response_mask) for b in batches)

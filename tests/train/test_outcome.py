@@ -28,6 +28,15 @@ def test_a_run_reshapes_its_advantages(model, tmp_path, name):
     entry = log(train(config(tmp_path / "a", model, credit=options, optim={"updates": 1})))[0]
     assert entry["oar/rows"] > 0
     assert 0 < entry["oar/ess"] <= 1
+    assert 0 <= entry["oar/at_floor"] <= entry["oar/damped"] + 1e-6
+    assert 0 < entry["oar/seconds"] <= entry["teacher_seconds"]
+    assert "oar/draw_agreement" not in entry
+
+
+def test_draws_of_noise_are_compared_where_there_are_several(model, tmp_path):
+    options = {"name": "oar_g", "oar": {"min_tokens": 1, "draws": 3}}
+    entry = log(train(config(tmp_path / "a", model, credit=options, optim={"updates": 1})))[0]
+    assert 0 < entry["oar/draw_agreement"] <= 1
 
 
 def test_rows_without_advantage_are_not_scored(model, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from stepopsd.experiments.credit_probe.policy import Teacher, make_policy
 from stepopsd.experiments.credit_probe.probe import Finding, Truth, probe
 from stepopsd.experiments.credit_probe.setting import METHODS, Kind, consults, methods_of
 from stepopsd.experiments.statistics import Interval
-from stepopsd.train.checks import closed, positive
+from stepopsd.options.checks import closed, positive
 
 
 def main(

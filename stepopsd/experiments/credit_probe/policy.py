@@ -20,7 +20,7 @@ from stepopsd.experiments.sft import FitConfig, fit
 from stepopsd.experiments.tiny_model import TinyModelConfig, build_model, build_tokenizer, save, vocabulary
 from stepopsd.experiments.warmstart import training_row
 from stepopsd.rollout.chat import ChatFormat
-from stepopsd.train.hindsight import number_actions, render_hindsight
+from stepopsd.text.hindsight import number_actions, render_hindsight
 
 Teacher = Literal["copies", "understands"]
 #: Made-up episodes of each lesson, most of them with a block.
