@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stepopsd.credit.oar_scores import PROBES, grad_x_input, oar_g, oar_p, probe_kl
+from stepopsd.credit.oar_scores import PROBES, _slope, grad_x_input, oar_g, oar_p, probe_kl
 
 transformers = pytest.importorskip("transformers")
 
@@ -168,6 +168,14 @@ def test_noise_is_needed_for_the_kl_and_not_for_the_joint_probability(model):
     )
     assert torch.equal(first[reasoning], second[reasoning])
     assert first[reasoning].gt(0).any()
+
+
+@pytest.mark.parametrize("probe", ["last", "answer_mean"])
+def test_without_noise_the_kl_has_no_slope(probe):
+    logits = torch.randn(1 if probe == "last" else 3, 40, generator=torch.Generator().manual_seed(0))
+    targets = torch.zeros(len(logits), dtype=torch.int64)
+    assert _slope(logits, logits, targets, probe).eq(0).all()
+    assert _slope(logits + 0.1 * torch.randn_like(logits), logits, targets, probe).abs().max() > 1e-4
 
 
 def test_scores_grow_with_the_noise_and_draws_are_averaged(model):

@@ -90,6 +90,26 @@ def test_without_a_prefix_the_mask_is_that_of_the_response():
         reset_mask(response, torch.zeros(4, dtype=torch.int64))
 
 
+def test_without_a_prefix_the_loss_is_that_of_grpo_reinforce():
+    rng = torch.Generator().manual_seed(1)
+    ids, response = torch.randint(13, (4, 9), generator=rng), torch.rand(4, 9, generator=rng) < 0.8
+    advantages, losses, gradients = torch.tensor([1.0, -0.5, 2.0, 3.0]), [], []
+    for own in (True, False):
+        logits = torch.randn(4, 9, 13, generator=torch.Generator().manual_seed(2)).requires_grad_()
+        if own:
+            weights = reset_token_weights(advantages, reset_mask(response, torch.zeros(4, dtype=torch.int64)))
+            loss = weighted_nll(logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0], weights)
+        else:
+            even = advantages[:, None].expand(4, 9)
+            options = {"mask": response, "loss": "reinforce", "aggregation": "sequence_mean"}
+            loss = grpo_loss(logits, ids, even, None, **options).loss
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append(logits.grad)
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-5)
+
+
 def test_log_probs_of_tokens_without_weight_are_not_read():
     weights = torch.tensor([[0.0, 0.5]])
     assert weighted_nll(torch.tensor([[torch.nan, -2.0]]), weights).item() == 1.0
