@@ -13,7 +13,7 @@ from stepopsd.experiments.credit_probe.policy import demonstration, make_policy
 from stepopsd.experiments.warmstart import training_row
 from stepopsd.rollout.chat import ChatFormat
 
-LENGTH = 4
+LENGTH = 5
 
 
 @pytest.mark.parametrize("teacher", ["copies", "understands"])
@@ -50,7 +50,7 @@ def test_what_it_has_learned(tmp_path, teacher):
                 chance = logprobs[at - 1, row.ids[at]].exp()
                 chances["told" if told else "not told"][turn == crossing_of(task)].append(float(chance))
     means = {key: {at: sum(v) / len(v) for at, v in found.items()} for key, found in chances.items()}
-    assert means["told"][True] > 0.9
+    assert means["told"][True] > 0.8
     assert means["told"][False] > 0.9 if teacher == "copies" else means["told"][False] < 0.65
     assert all(0.4 < chance < 0.6 for chance in means["not told"].values())
 
