@@ -19,7 +19,7 @@ from stepopsd.experiments.demonstrations import Demonstration
 from stepopsd.experiments.sft import FitConfig, fit
 from stepopsd.experiments.tiny_model import TinyModelConfig, build_model, build_tokenizer, save, vocabulary
 from stepopsd.experiments.warmstart import training_row
-from stepopsd.rollout.chat import ChatFormat
+from stepopsd.text.chat import ChatFormat
 from stepopsd.text.hindsight import number_actions, render_hindsight
 
 Teacher = Literal["copies", "understands"]
