@@ -45,7 +45,9 @@ def methods_of(kind: Kind, labels: tuple[str, ...], *, first: bool) -> dict[str,
         labels: Chosen methods.
         first: The kind that also carries the methods without a teacher, which need no repetition.
     """
-    heard = [n for n in labels if consults(METHODS[n]) and (kind != "oracle" or "opsd" not in METHODS[n]["name"])]
+    heard = [n for n in labels if consults(METHODS[n])]
+    if kind == "oracle":  # it has no whole distributions
+        heard = [n for n in heard if "opsd" not in METHODS[n]["name"].split("+")]
     return {n: METHODS[n] for n in labels if n in heard or n == "grpo" or (first and not consults(METHODS[n]))}
 
 
