@@ -21,7 +21,10 @@ WIDTH = 10.0  # inches; 1400 pixels
 INK = "#1f2933"
 MUTED = "#66727f"
 # The first method is the baseline: a quiet colour. The others follow in order of contrast to it.
-COLOURS = ("#5b6b7d", "#d9541e", "#1769aa", "#2c8c4a", "#8a4fa3", "#b8860b", "#0d8b8b", "#c2185b")
+COLOURS = (
+    "#5b6b7d", "#d9541e", "#1769aa", "#2c8c4a", "#8a4fa3", "#b8860b", "#0d8b8b", "#c2185b", "#1f2933", "#8c564b",
+    "#7f9f2f", "#4b5bd6",
+)  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 PARTS = ("#34526f", "#86b0d1", "#e0a63f", "#cfd6dc")
 
@@ -93,7 +96,7 @@ def colour(index: int) -> str:
 
 
 def marker(index: int) -> str:
-    return MARKERS[index % len(MARKERS)]
+    return MARKERS[(index + index // len(MARKERS)) % len(MARKERS)]  # a second round of colours gets other markers
 
 
 def percent_axis(axis: Axes, *, decimals: int | None = 0) -> None:
