@@ -39,6 +39,7 @@ class WarmStartConfig:
         seed: Seeds games, noise, parameters and row order.
         workers: Processes that play the demonstrations; changes the speed, not the result.
         threads: Threads of the training; 0 leaves torch's own number.
+        device: Where the training runs, as torch names it.
     """
 
     # Drawn otherwise, a model of this width never reads its hindsight.
@@ -50,6 +51,7 @@ class WarmStartConfig:
     seed: int = 0
     workers: int = 2
     threads: int = 2
+    device: str = "cpu"
 
 
 def warm_start(
@@ -77,7 +79,10 @@ def warm_start(
     rows = [training_row(chat, d, observation_weight=config.observation_weight) for d in demonstrations]
     say(f"{len(rows)} rows, {sum(len(row.ids) for row in rows):,} tokens")
     lessons = [(rows, replace(options, seed=config.seed)) for options in (config.fit, config.refit)]
-    return teach(out, tokenizer, lessons, model=config.model, seed=config.seed, threads=config.threads, say=say)
+    return teach(
+        out, tokenizer, lessons, model=config.model, seed=config.seed, threads=config.threads, device=config.device,
+        say=say,
+    )  # fmt: skip
 
 
 def teach(
@@ -88,6 +93,7 @@ def teach(
     model: TinyModelConfig,
     seed: int,
     threads: int = 0,
+    device: str = "cpu",
     say: Callable[[str], None] = print,
 ) -> Path:
     """Draw a tiny model, teach it one lesson after the other and save it in bfloat16, with its tokenizer.
@@ -98,12 +104,13 @@ def teach(
         model: Size of the model.
         seed: Seeds its parameters.
         threads: Threads of the training; 0 leaves torch's own number.
+        device: Where it learns; the parameters are drawn on the CPU.
         say: Receives progress lines.
 
     Returns:
         The folder.
     """
-    policy = build_model(tokenizer, model, seed=seed)
+    policy = build_model(tokenizer, model, seed=seed).to(device)
     say(f"{sum(p.numel() for p in policy.parameters()):,} parameters, {len(tokenizer)} words")
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
@@ -113,8 +120,7 @@ def teach(
                 fit(policy, rows, options, pad_id=tokenizer.pad_token_id, say=say)
     finally:
         torch.set_num_threads(before)
-    policy.bfloat16()
-    save(policy, tokenizer, out)
+    save(policy.bfloat16().cpu(), tokenizer, out)
     return Path(out)
 
 
@@ -195,12 +201,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--games", type=int, default=defaults.demonstrations.games)
     parser.add_argument("--workers", type=int, default=defaults.workers)
     parser.add_argument("--threads", type=int, default=defaults.threads)
+    parser.add_argument("--device", default=defaults.device)
+    parser.add_argument("--lr", type=float, default=defaults.fit.lr)
+    for size in ("width", "layers", "heads", "mlp"):
+        parser.add_argument(f"--{size}", type=int, default=getattr(defaults.model, size))
     chosen = parser.parse_args(argv)
     config = WarmStartConfig(
+        model=replace(
+            defaults.model, width=chosen.width, layers=chosen.layers, heads=chosen.heads, mlp=chosen.mlp
+        ),
+        fit=replace(defaults.fit, lr=chosen.lr),
+        refit=replace(defaults.refit, lr=chosen.lr),
         demonstrations=DemonstrationConfig(games=chosen.games),
         seed=chosen.seed,
         workers=chosen.workers,
         threads=chosen.threads,
+        device=chosen.device,
     )
     warm_start(chosen.out, config)
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stepopsd.envs.base import Observation
+from stepopsd.experiments import warmstart
 from stepopsd.experiments.demonstrations import (
     Demonstration,
     DemonstrationConfig,
@@ -259,3 +260,14 @@ def test_bundled_model_is_small_and_rounded_to_bfloat16():
     assert 1e5 < sum(p.numel() for p in model.parameters()) < 3e5
     assert (BUNDLED_MODEL / "model.safetensors").stat().st_size < 5e5
     assert all(torch.equal(p, p.bfloat16().float()) for p in model.parameters())
+
+
+def test_size_and_device_come_from_the_command_line(monkeypatch):
+    asked = []
+    monkeypatch.setattr(warmstart, "warm_start", lambda out, config: asked.append((out, config)))
+    sizes = "--width 512 --layers 8 --heads 8 --mlp 1536".split()
+    warmstart.main(["--out", "m", *sizes, "--device", "cuda"])
+    [(out, config)] = asked
+    assert (out, config.device, config.model.width, config.model.layers) == ("m", "cuda", 512, 8)
+    assert config.model.fan_in
+    assert config.fit == warmstart.WarmStartConfig().fit
