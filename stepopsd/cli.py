@@ -10,13 +10,12 @@ from typing import Any
 
 
 def train(args: Sequence[str]) -> int:
-    """Train: --preset NAME or --config FILE, then any key as --credit.alpha-clip 0.05; --dry-run prints it all."""
-    resolved = _resolved([a for a in args if a != "--dry-run"], "stepopsd train")
+    """Train: --preset NAME or --config FILE, any key as --credit.alpha-clip 0.05; --dry-run prints and estimates."""
     if "--dry-run" in args:
-        from stepopsd.train.config_layers import dump_with_sources
+        from stepopsd.experiments.preset import dry_run
 
-        print(dump_with_sources(resolved), end="")
-        return 0
+        return dry_run(args, lambda rest: _resolved(rest, "stepopsd train"))
+    resolved = _resolved(args, "stepopsd train")
     from stepopsd.train.deadline import DeadlineReached
     from stepopsd.train.distributed import leave
     from stepopsd.train.trainer import Trainer
@@ -156,7 +155,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if args and args[0] in ("-h", "--help") else 2
     try:
         return COMMANDS[args[0]](args[1:])
-    except (ValueError, FileNotFoundError, ImportError, FloatingPointError) as error:
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         print(f"stepopsd {args[0]}: {error}", file=sys.stderr)
         return 1
     except RuntimeError as error:
@@ -164,15 +166,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         from stepopsd.rollout.engines.results import EngineError
 
         # By name: what is no run of several processes need not import torch for it.
-        if not isinstance(error, (RetrieverError, EngineError)) and type(error).__name__ != "RankFailed":
+        named = type(error).__name__ in ("RankFailed", "OutOfMemoryError")
+        if not isinstance(error, (RetrieverError, EngineError)) and not named:
             raise
         print(f"stepopsd {args[0]}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stopped:
         return 128 + getattr(stopped, "signum", signal.SIGINT)
-    except BrokenPipeError:  # the reader (head, less) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _usage() -> None:

@@ -8,6 +8,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -39,6 +40,17 @@ _ENGINE = {
     "tatsu": "TatSu",
     "termcolor": "termcolor",
     "prompt_toolkit": "prompt-toolkit",
+}
+#: Extra -> what it is for.
+ENABLES = {
+    "train": "stepopsd train, eval, sft, demo, report",
+    "alfworld": "the ALFWorld text engine",
+    "retrieval": "an index on disk, and the Search-R1 server and its client",
+    "dense": "dense retrieval",
+    "triton": "GPU kernels in Triton",
+    "vllm": "rollout.engine vllm and vllm_server",
+    "bench-peers": "other packages' kernels in stepopsd bench",
+    "dev": "make test and make check",
 }
 
 
@@ -77,7 +89,7 @@ def report() -> list[Check]:
         _bundled_games,
         _official_games,
     )
-    return [check() for check in checks]
+    return [*(check() for check in checks), *_extras()]
 
 
 def main(argv: Sequence[str] = ()) -> int:
@@ -308,6 +320,30 @@ def _official_games() -> Check:
     if not found:
         return Check("official games", False, f"ALFWORLD_DATA={root}: {reason}", remedy)
     return Check("official games", True, f"{_counts(found)}, below {root}")
+
+
+def _extras() -> list[Check]:
+    """One line per extra of the installed package: what it brings, and which of its packages are not there."""
+    try:
+        required = importlib.metadata.requires("stepopsd") or []
+    except importlib.metadata.PackageNotFoundError:
+        return [Check("extras", False, "the package runs from a folder and is not installed", "pip install -e .")]
+    extras: dict[str, list[str]] = {}
+    for requirement in required:
+        name = re.match(r"[A-Za-z0-9._-]+", requirement)
+        extra = re.search(r"extra == ['\"]([\w-]+)['\"]", requirement)
+        if name and extra:
+            extras.setdefault(extra[1], []).append(name[0])
+    return [_extra(name, packages) for name, packages in extras.items()]
+
+
+def _extra(name: str, packages: Sequence[str]) -> Check:
+    absent = [package for package in packages if _version(package) == "(not installed)"]
+    brings = f"{ENABLES[name]}; " if name in ENABLES else ""
+    if not absent:
+        return Check(f"extra {name}", True, f"{brings}all of {', '.join(packages)}")
+    missing = f"{brings}not installed: {', '.join(absent)}"
+    return Check(f"extra {name}", False, missing, f"pip install 'stepopsd[{name}]'")
 
 
 def _counts(splits: Mapping[str, int]) -> str:

@@ -145,3 +145,24 @@ def test_triton_without_its_package_names_the_extra(monkeypatch):
     monkeypatch.setattr(dispatch, "unavailable", lambda *a: "cannot be imported")
     hide(monkeypatch, "triton")
     assert "stepopsd[triton]" in line("triton").remedy
+
+
+def test_every_extra_says_what_it_brings_and_what_is_missing(monkeypatch):
+    required = ["torch>=2.6", "vllm>=0.19; extra == 'vllm'", 'httpx>=0.28; extra == "vllm"', "pytest; extra == 'dev'"]
+    monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: required)
+    monkeypatch.setattr(doctor, "_version", lambda name: "(not installed)" if name == "vllm" else "1")
+    vllm, dev = doctor._extras()
+    assert (vllm.name, vllm.ok, vllm.remedy) == ("extra vllm", False, "pip install 'stepopsd[vllm]'")
+    assert vllm.detail == "rollout.engine vllm and vllm_server; not installed: vllm"
+    assert dev.ok
+    assert "all of pytest" in dev.detail
+
+
+def test_a_package_that_is_not_installed_has_no_extras(monkeypatch):
+    def missing(name):
+        raise doctor.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor.importlib.metadata, "requires", missing)
+    [only] = doctor._extras()
+    assert not only.ok
+    assert "is not installed" in only.detail

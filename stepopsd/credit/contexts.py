@@ -33,6 +33,15 @@ class TeacherContext:
         """A plain causal mask with positions 0..T-1 says the same."""
         return self.positions == list(range(len(self.ids)))
 
+    @property
+    def apart(self) -> int:
+        """Tokens that a context of its own for every branch would take."""
+        branches: dict[int, int] = {}
+        for segment, visible in zip(self.segments, self.visible, strict=True):
+            if segment > 0:
+                branches[segment] = branches.get(segment, visible) + 1
+        return sum(branches.values()) if branches else len(self.ids)
+
 
 def spans_of(step_ids: Sequence[int]) -> list[tuple[int, int]]:
     """Half-open runs of equal step ids >= 0, in order."""

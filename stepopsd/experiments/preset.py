@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from stepopsd.train.config_layers import Resolved, read_layers
+from stepopsd.train.config_layers import Resolved, dump_with_sources, read_layers
 
 PRESETS = Path(__file__).with_name("presets")
 PARTS = "parts"  # folders of files that presets are made of
@@ -49,3 +49,32 @@ def from_arguments(args: Sequence[str]) -> tuple[Resolved, list[str]]:
             raise ValueError(f"{flag} needs the {what}")
         files.append(preset_path(value) if flag == "--preset" else Path(value))
     return read_layers(files, presets=PRESETS), rest
+
+
+def dry_run(args: Sequence[str], resolve: Callable[[list[str]], Resolved]) -> int:
+    """Print the resolved configuration, the source of each value beside it, and what the run will need.
+
+    Args:
+        args: With ``--dry-run`` and perhaps ``--tflops N``, operations per second for the estimate of time.
+        resolve: Makes the configuration of the other arguments.
+
+    Raises:
+        ValueError: ``--tflops`` without a number greater than 0.
+    """
+    from stepopsd.train.estimate import lines
+
+    rest, tflops = [arg for arg in args if arg != "--dry-run"], 0.0
+    if "--tflops" in rest:
+        at = rest.index("--tflops")
+        given = rest[at + 1] if at + 1 < len(rest) else ""
+        try:
+            tflops = float(given)
+        except ValueError:
+            tflops = 0.0
+        if not 0 < tflops < float("inf"):
+            raise ValueError(f"--tflops needs a number greater than 0, got {given!r}")
+        del rest[at : at + 2]
+    resolved = resolve(rest)
+    print(dump_with_sources(resolved), end="")
+    print("\n".join(lines(resolved.config, tflops=tflops)))
+    return 0

@@ -96,6 +96,7 @@ class Assigned:
         asked = [o.scores for o in self.opinions if o.scores is not None]
         out: dict[str, Any] = {
             "tokens/teacher": sum(s.tokens for s in asked),
+            "tokens/teacher_saved": sum(s.saved for s in asked),
             "teacher/with_peer": sum(s.with_peer for s in asked),
             "teacher/cut_blocks": sum(s.cut_blocks for s in asked),
         }

@@ -11,7 +11,8 @@ from stepopsd.train.metrics import plain
 #: Names, and ends of names, whose values add up.
 SUMS = ("env_failures", "/count", "/rows", "/tokens", "/steps", "anchor/groups", "branches/asked", "branches/played",
         "teacher/with_peer", "teacher/cut_blocks", "teacher/cut_tokens", "teacher/label_only", "teacher/untold",
-        "tokens/generated", "tokens/teacher", "tokens/student")  # fmt: skip
+        "tokens/generated", "tokens/teacher", "tokens/teacher_saved", "tokens/student", "tokens/forward_generation",
+        "tokens/forward_student", "tokens/forward_loss", "tokens/forward_reference")  # fmt: skip
 SUM_ROOMS = ("dropped/", "retriever/")
 LARGEST = ("seconds", "_max", "/max", "_mib")
 MEANS = ("delta/step_abs_max",)  # of each step's largest

@@ -88,6 +88,7 @@ class Policy:
         pad_id: Id that fills padded positions.
         packed: Rows of a micro-batch share bins instead of being padded to the longest; see ``train.packing``.
         forwarded, real: Positions that ``read_targets`` has forwarded so far, and those of them that were no padding.
+        scored: Tokens that ``score`` and ``measure`` have forwarded so far, without padding.
     """
 
     packed = False
@@ -96,6 +97,7 @@ class Policy:
         self.model = model
         self.tokenizer = tokenizer
         self.pad_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
+        self.scored = 0
         self._head_only = _head_is_plain(model)
         self.forwarded = self.real = 0
         self._fitting_tokens = sys.maxsize  # padded tokens per micro-batch of scoring, less once memory has run out
@@ -242,6 +244,7 @@ class Policy:
             _, fitting = halving(fill, tokens, least=least, what="scoring")
             if fitting < tokens:
                 self._fitting_tokens = fitting
+            self.scored += int(lengths.sum())
         finally:
             self.model.train(was_training)
         return out

@@ -52,6 +52,7 @@ class PolicyStep:
         self._skipped_in_a_row = 0
         self._credit: Assigned | None = None
         self._means: dict[str, _Mean] = {}
+        self._forwarded = 0  # tokens of this update, without padding
 
     def run(
         self, batch: Batch, ref_logprobs: Tensor | None, update: int, credit: Assigned | None = None, *,
@@ -71,7 +72,7 @@ class PolicyStep:
         sums["skipped_steps"] = 0.0
         forwarded, real = self.trained.forwarded, self.trained.real
         watch = PeakMemory(self.policy.device)
-        self._credit, self._means = credit, defaultdict(_Mean)
+        self._credit, self._means, self._forwarded = credit, defaultdict(_Mean), 0
         self._set_lr(update)
         steps = 0
         for _ in range(self.config.optim.epochs):
@@ -94,6 +95,7 @@ class PolicyStep:
         return {
             **_averages(sums, steps), **means, "skipped_steps": skipped, "microbatch_tokens": self.microbatch_tokens,
             "padding_share": padding, "peak_memory_mib": watch.mib(),
+            "tokens/forward_loss": self._forwarded,
         }  # fmt: skip
 
     def _follow(self, part: Batch, rows: Tensor, credit: Assigned) -> Tensor:
@@ -151,6 +153,8 @@ class PolicyStep:
         if self._credit is not None:
             matters |= self._credit.has_auxiliary[origin]
         lengths = torch.where(matters, batch.attention_mask.sum(1), 0)
+
+        self._forwarded += int(lengths.sum())
 
         def accumulate(tokens: int) -> None:
             with self._undone_without_memory(sums):

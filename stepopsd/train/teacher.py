@@ -41,6 +41,7 @@ class TeacherScores:
         logprobs: (N, T) float32, NaN where the teacher was not asked (everywhere, where it will be read instead).
         asked: (N, T) bool, tokens that were scored or will be read.
         tokens: Tokens forwarded, without padding.
+        saved: Tokens more that contexts of their own for every span would have taken.
         with_peer: Rows scored with a peer's trajectory in view.
         cut_blocks, cut_tokens: Hindsight blocks that were cut, to ``hindsight.max_tokens`` or to what the model can
             hold, and the tokens that they lost.
@@ -59,6 +60,7 @@ class TeacherScores:
     failed_with_peer: int = 0
     tells: Mapping[int, Tells] = field(default_factory=dict)
     contexts: Mapping[int, TeacherContext] = field(default_factory=dict)
+    saved: int = 0
 
 
 class Teacher:
@@ -139,6 +141,7 @@ class Teacher:
             failed_with_peer=sum(trajectory in peers for trajectory in failed),
             tells={i: block.tells for i, block in zip(chosen, blocks, strict=True)},
             contexts=dict(zip(chosen, contexts, strict=True)) if keep else {},
+            saved=sum(c.apart - len(c.ids) for c in contexts),
         )
 
     @torch.no_grad()

@@ -19,6 +19,7 @@ from stepopsd.retrieval import RetrieverError
 from stepopsd.rollout.engines.results import EngineError
 from stepopsd.rollout.records import Batch, Row, Trajectory
 from stepopsd.rollout.rows import build_rows, collate, empty_batch, with_copies
+from stepopsd.train.accounting import Forwards
 from stepopsd.train.branches import Branches
 from stepopsd.train.checkpoint import TrainState, checkpoints, load_checkpoint, newest_whole, save_checkpoint
 from stepopsd.train.config import RunConfig
@@ -114,6 +115,7 @@ class Trainer:
         self.step = PolicyStep(
             self.policy, self.optimizer, self.accelerator, config, self.ranks, self.sharded, self.masters
         )
+        self.forwards = Forwards(self.policy, self.reference, self.episodes.engine)
         self.metrics, self.evaluations, self.transcripts = (
             JsonLines(self.run_dir / f"{name}.jsonl", writes=self.ranks.is_main)
             for name in ("metrics", "evaluations", "transcripts")
@@ -175,6 +177,7 @@ class Trainer:
     # one update
 
     def _update(self, update: int) -> dict[str, Any]:
+        self.forwards.since()  # evaluations are no part of an update
         prepared = self.prepare(update)
         started = time.perf_counter()
         self.interrupts.hold()  # until the update is counted: its parts are worth nothing alone
@@ -195,7 +198,7 @@ class Trainer:
         # Before the first step current and old policy are the same weights: any gap is the sampler's.
         first = {"sampler_gap_max": losses.pop("old_gap_max"), "sampler_kl": losses.pop("old_kl")}
         record = first | record
-        record |= losses | prepared.result.later_metrics() | prepared.spent()
+        record |= losses | prepared.result.later_metrics() | prepared.spent() | self.forwards.since()
         if self.ranks.world > 1:
             mine = {name: number(value) for name, value in record.items()}
             record = merge_records(*zip(*self.ranks.gathered((mine, prepared.sizes())), strict=True))

@@ -51,6 +51,7 @@ class TransformersEngine:
     def __init__(self, model: PreTrainedModel, *, prefill_tokens: int = 32768) -> None:
         self.model = model
         self.prefill_tokens = prefill_tokens
+        self.forwarded = 0  # tokens, without padding; rows that wait for their neighbours included
         self.max_context = max_context(model.config)
         implementation = getattr(model.config, "_attn_implementation", None)
         if implementation not in ATTENTION:
@@ -234,6 +235,7 @@ class TransformersSession:
     def _pass(self, rows: Rows, news: list[tuple[int, list[int]]]) -> torch.Tensor:
         """Forward new tokens of ``rows``; ``news`` has (first column, ids) per row. Returns (n, V) last logits."""
         longest = max(len(ids) for _, ids in news)
+        self._engine.forwarded += sum(len(ids) for _, ids in news)
         ids = np.zeros((len(news), longest), dtype=np.int64)
         columns = np.full((len(news), longest), -1, dtype=np.int64)
         for i, (first, new) in enumerate(news):
