@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # `make gpu`: build, test, sanitize and measure the kernels on this machine's NVIDIA GPU.
 #   PYTHON    the interpreter to use (its torch must see the GPU); otherwise .venv or python3, whichever does
-#   STAGES    which of: build test sanitize sweep (default all, in this order)
+#   STAGES    which of: build test sanitize sweep throughput (default all, in this order)
 #   BUDGET    seconds after which the sweep begins no further case (default 420)
-#   RESULTS   folder for the sweep's report (default benchmarks/results)
+#   RESULTS   folder for the reports (default benchmarks/results)
 # Needs no network and installs nothing: the package runs from this folder. A failing stage does not stop the next ones.
 # Exits with 0 when every stage passed or said why it had nothing to do, 1 when one failed, 2 where there is no GPU.
 set -uo pipefail
@@ -78,6 +78,15 @@ sweep() {
         --results "${RESULTS:-benchmarks/results}"
 }
 
+# Where the time of an update goes, in the shapes of real models.
+throughput() {
+    if ! has transformers || ! has accelerate; then
+        skip "transformers and accelerate are not installed in $python"
+        return
+    fi
+    "$python" -m benchmarks.throughput --device cuda --results "${RESULTS:-benchmarks/results}"
+}
+
 skipped=
 skip() { echo "$1"; skipped=$1; }
 
@@ -105,12 +114,12 @@ except ImportError:
 print(f"{sys.executable}: Python {platform.python_version()}, torch {torch.__version__}, triton {version}, "
       f"{torch.cuda.get_device_name()}")
 END
-for stage in ${STAGES:-build test sanitize sweep}; do
+for stage in ${STAGES:-build test sanitize sweep throughput}; do
     case $stage in
-        build | sanitize | sweep) run_stage "$stage" "$stage" ;;
+        build | sanitize | sweep | throughput) run_stage "$stage" "$stage" ;;
         test) run_stage test test_kernels ;;
         *)
-            echo "STAGES must name build, test, sanitize or sweep, got '$stage'" >&2
+            echo "STAGES must name build, test, sanitize, sweep or throughput, got '$stage'" >&2
             failed=1
             ;;
     esac

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-STAGES = ("csrc/build_native.py", "-m pytest", "-m stepopsd")
+STAGES = ("csrc/build_native.py", "-m pytest", "-m stepopsd", "-m benchmarks")
 
 # Stands in for a Python whose torch sees a GPU; logs what it is asked to run and fails where told to.
 STAND_IN = """#!/usr/bin/env bash
@@ -54,11 +54,13 @@ def test_every_stage_runs_in_order(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     asked = [line for line in log if line.startswith(STAGES)]
     assert [line.split()[:2] for line in asked] == [
-        ["csrc/build_native.py"], ["-m", "pytest"], ["-m", "stepopsd.experiments.bench.sweep"]
+        ["csrc/build_native.py"], ["-m", "pytest"], ["-m", "stepopsd.experiments.bench.sweep"],
+        ["-m", "benchmarks.throughput"],
     ]  # fmt: skip
     assert "tests/ops/test_triton" in asked[1]
     assert f"--device cuda --budget 33 --results {tmp_path / 'results'}" in asked[2]
-    assert done.stdout.count("passed in") >= 3
+    assert f"--device cuda --results {tmp_path / 'results'}" in asked[3]
+    assert done.stdout.count("passed in") >= 4
 
 
 @pytest.mark.parametrize("broken", STAGES)
@@ -66,7 +68,7 @@ def test_a_failing_stage_does_not_stop_the_others_but_shows_in_the_exit_code(tmp
     done, log = run(tmp_path, BROKEN=broken)
     assert done.returncode == 1
     assert done.stdout.count("FAILED") == 1
-    assert sum(line.startswith(STAGES) for line in log) == 3
+    assert sum(line.startswith(STAGES) for line in log) == 4
 
 
 def test_what_is_missing_is_said_and_is_no_failure(tmp_path: Path) -> None:
@@ -75,6 +77,13 @@ def test_what_is_missing_is_said_and_is_no_failure(tmp_path: Path) -> None:
     assert "build: not run: no nvcc" in done.stdout
     assert "test: not run: pytest is not installed" in done.stdout
     assert any(line.startswith("-m stepopsd") for line in log)
+
+
+def test_the_study_of_an_update_needs_transformers(tmp_path: Path) -> None:
+    done, log = run(tmp_path, MISSING="transformers", STAGES="throughput")
+    assert done.returncode == 0
+    assert "throughput: not run: transformers and accelerate are not installed" in done.stdout
+    assert not any(line.startswith("-m benchmarks") for line in log)
 
 
 def test_tests_that_need_hypothesis_are_named_where_it_is_missing(tmp_path: Path) -> None:
