@@ -143,6 +143,8 @@ def sources_of(text):
     """Dotted key -> the comment beside its value in a dry run."""
     sources, above = {}, []
     for line in text.splitlines():
+        if line.startswith("#"):
+            continue  # the estimate
         depth = (len(line) - len(line.lstrip())) // 2
         above[depth:] = [line.split(":")[0].strip()]
         if not line.endswith(":"):
