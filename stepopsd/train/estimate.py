@@ -97,8 +97,8 @@ def activations_per_token(shape: Any, *, checkpointing: bool) -> int:
     queries, keys = heads * width, _kv_heads(shape) * width
     # Residual and normed input of both blocks; projections before and after rotation; gate, up and their products.
     layer = 6 * hidden + 4 * queries + 3 * keys + 4 * inner
-    layers = shape.num_hidden_layers
-    return layers * hidden + layer if checkpointing else layers * layer
+    layers, last = shape.num_hidden_layers, 2 * hidden  # the final norm
+    return last + (layers * hidden + layer if checkpointing else layers * layer)
 
 
 def lines(config: RunConfig, *, tflops: float = 0.0) -> list[str]:
