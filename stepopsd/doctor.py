@@ -49,6 +49,11 @@ ENABLES = {
     "dense": "dense retrieval",
     "triton": "GPU kernels in Triton",
     "vllm": "rollout.engine vllm and vllm_server",
+    "tensorboard": "logging.trackers tensorboard",
+    "wandb": "logging.trackers wandb",
+    "trackio": "logging.trackers trackio",
+    "trl": "stepopsd.integrations.trl",
+    "docs": "the documentation site",
     "bench-peers": "other packages' kernels in stepopsd bench",
     "dev": "make test and make check",
 }
