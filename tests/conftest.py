@@ -32,6 +32,8 @@ def _filled(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
 
 @pytest.fixture(scope="session", autouse=True)
 def unwritten_memory_is_nan() -> Iterator[None]:
+    # Which functions a device context redirects is looked up once, and has to be torch's own: the wrappers call these.
+    torch.utils._device._device_constructors()
     with pytest.MonkeyPatch.context() as patch:
         for name in ("empty", "empty_like", "empty_strided"):
             patch.setattr(torch, name, _filled(getattr(torch, name)))

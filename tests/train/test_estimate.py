@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+
 import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
@@ -21,7 +23,9 @@ SHAPE = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 192, "num_hid
     ("path", "parameters"), [("Qwen/Qwen3-1.7B", 1_720_574_976), ("Qwen/Qwen2.5-3B-Instruct", 3_085_938_688)]
 )
 def test_public_models_have_their_published_size(path, parameters):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert estimate(from_tree(RunConfig, {"model": {"path": path}})).parameters == parameters
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KB: the weights have no storage
 
 
 def test_parts_of_memory_and_tokens_are_counted(model, tmp_path):
