@@ -6,6 +6,7 @@ allocator's leftovers, is not in the sums.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,20 +60,26 @@ def estimate(config: RunConfig) -> Estimate:
         ImportError: transformers is missing.
         OSError, ValueError: ``model.path`` has no configuration on this machine that transformers can read.
     """
-    shape, parameters = _model(config.model.path)
+    shape, model = _model(config.model.path)
+    parameters = sum(p.numel() for p in model.parameters())
+    adapters = config.lora.rank * _ends_of_layers(model, config.lora.targets)
+    trained = adapters or parameters
     size = BYTES[config.model.dtype]
+    exact = 4 if config.optim.master_weights else size  # bytes of a number that AdamW moves
     whole = parameters * size
     rollout = config.rollout
     turns = _turns(config)
     episodes = rollout.groups * rollout.group_size
     longest = rollout.max_prompt_tokens + rollout.max_response_tokens
     rows = episodes * (turns if rollout.context == "turn" else 1)
-    memory = {"weights": whole, "gradients": whole, "optimiser": 2 * whole}
+    memory = {"weights": whole + adapters * size, "gradients": trained * size, "optimiser": 2 * trained * exact}
+    if exact > size:
+        memory["exact weights, sums of gradients"] = 2 * trained * exact
     anchored = config.loss.kl_coef > 0
-    if anchored and config.loss.kl_reference == "start":
+    if anchored and config.loss.kl_reference == "start" and not adapters:
         memory["reference"] = whole
     if config.credit.has_stale_teacher:
-        memory["teacher"] = whole
+        memory["teacher"] = adapters * size or whole
     tokens = max(config.optim.microbatch_tokens, longest)
     kept = activations_per_token(shape, checkpointing=config.model.gradient_checkpointing)
     memory["activations"] = tokens * size * kept
@@ -132,8 +139,8 @@ def _turns(config: RunConfig) -> int:
     return config.env.max_steps if config.env.name == "alfworld" else search.max_searches + search.final_answer_turn
 
 
-def _model(path: str) -> tuple[Any, int]:
-    """Shape and parameters of a model on this machine, or of one whose shape is known by name."""
+def _model(path: str) -> tuple[Any, Any]:
+    """Shape and storageless twin of a model on this machine, or of one whose shape is known by name."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if not path:
@@ -144,7 +151,15 @@ def _model(path: str) -> tuple[Any, int]:
         shape = AutoConfig.from_pretrained(path, local_files_only=True)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shape)
-    return shape.get_text_config(), sum(p.numel() for p in model.parameters())
+    return shape.get_text_config(), model
+
+
+def _ends_of_layers(model: Any, targets: Sequence[str]) -> int:
+    """Inputs and outputs, added up, of the linear layers that get an adapter; times the rank, its size."""
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    head = model.get_output_embeddings()
+    chosen = [m for n, m in layers.items() if m is not head and (not targets or n.endswith(tuple(targets)))]
+    return sum(m.in_features + m.out_features for m in chosen)
 
 
 def _head_dim(shape: Any) -> int:

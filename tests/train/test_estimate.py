@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from dataclasses import replace
 
 import pytest
 import torch
@@ -46,6 +47,22 @@ def test_parts_of_memory_and_tokens_are_counted(model, tmp_path):
     assert "teacher" not in grpo.memory
     assert "reference" not in grpo.memory
     assert (grpo.rows, grpo.forwards["old log-probs"], grpo.forwards["teacher"]) == (48, 0, 0)
+
+
+def test_exact_weights_and_adapters_are_counted(model, tmp_path):
+    parameters = sum(p.numel() for p in make_policy().model.parameters())
+    half = estimate(config(tmp_path / "run", model, model={"path": str(model), "dtype": "bfloat16"})).memory
+    assert (half["weights"], half["gradients"], half["optimiser"]) == (2 * parameters, 2 * parameters, 8 * parameters)
+    assert half["exact weights, sums of gradients"] == 8 * parameters
+    run = config(tmp_path / "run", model, lora={"rank": 4}, loss={"kl_coef": 0.01}, credit={"name": "stepopsd"})
+    # Per layer q, k, v, o of 32, 16, 16, 32 numbers on 32, gate, up, down of 64 on 32.
+    adapters = 4 * 2 * (64 + 48 + 48 + 64 + 96 + 96 + 96)
+    low = estimate(run).memory
+    assert low["weights"] == 4 * (parameters + adapters)
+    assert (low["gradients"], low["optimiser"], low["teacher"]) == (4 * adapters, 8 * adapters, 4 * adapters)
+    assert "reference" not in low
+    only = estimate(replace(run, lora=replace(run.lora, targets=("q_proj",)))).memory
+    assert only["gradients"] == 4 * 4 * 2 * 64
 
 
 @pytest.mark.parametrize(("kind", "of"), [(Qwen3Config, Qwen3ForCausalLM), (Qwen2Config, Qwen2ForCausalLM)])
