@@ -51,7 +51,8 @@ def test_parts_of_memory_and_tokens_are_counted(model, tmp_path):
 
 def test_exact_weights_and_adapters_are_counted(model, tmp_path):
     parameters = sum(p.numel() for p in make_policy().model.parameters())
-    half = estimate(config(tmp_path / "run", model, model={"path": str(model), "dtype": "bfloat16"})).memory
+    plain = config(tmp_path / "run", model)
+    half = estimate(replace(plain, model=replace(plain.model, dtype="bfloat16"))).memory
     assert (half["weights"], half["gradients"], half["optimiser"]) == (2 * parameters, 2 * parameters, 8 * parameters)
     assert half["exact weights, sums of gradients"] == 8 * parameters
     run = config(tmp_path / "run", model, lora={"rank": 4}, loss={"kl_coef": 0.01}, credit={"name": "stepopsd"})
