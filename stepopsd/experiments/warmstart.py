@@ -110,7 +110,8 @@ def teach(
     Returns:
         The folder.
     """
-    policy = build_model(tokenizer, model, seed=seed).to(device)
+    policy = build_model(tokenizer, model, seed=seed)
+    torch.nn.Module.to(policy, device)
     say(f"{sum(p.numel() for p in policy.parameters()):,} parameters, {len(tokenizer)} words")
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
@@ -120,7 +121,8 @@ def teach(
                 fit(policy, rows, options, pad_id=tokenizer.pad_token_id, say=say)
     finally:
         torch.set_num_threads(before)
-    save(policy.bfloat16().cpu(), tokenizer, out)
+    torch.nn.Module.to(policy, "cpu", torch.bfloat16)
+    save(policy, tokenizer, out)
     return Path(out)
 
 
