@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._device import _device_constructors
 
 # Triton reads the variable when a kernel is defined, so it must be set before any test module is imported.
 if not torch.cuda.is_available():
@@ -33,7 +34,7 @@ def _filled(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
 @pytest.fixture(scope="session", autouse=True)
 def unwritten_memory_is_nan() -> Iterator[None]:
     # Which functions a device context redirects is looked up once, and has to be torch's own: the wrappers call these.
-    torch.utils._device._device_constructors()
+    _device_constructors()
     with pytest.MonkeyPatch.context() as patch:
         for name in ("empty", "empty_like", "empty_strided"):
             patch.setattr(torch, name, _filled(getattr(torch, name)))
