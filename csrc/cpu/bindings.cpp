@@ -117,10 +117,10 @@ void step_segments(Address step_ids, Address trajectory_ids, int64_t tokens, con
                      {at<int64_t>(out[0]), at<int64_t>(out[1]), at<int64_t>(out[2]), at<int64_t>(out[3])});
 }
 
-uint64_t read_probe(Address memory, int64_t bytes, int threads) {
-  const cpu::RowKernels& kernels = cpu::kernels_in_use();
+uint64_t read_probe(Address memory, int64_t bytes, int loop, int threads) {
+  const cpu::ReadFn read = cpu::kernels_in_use().read[loop];
   const py::gil_scoped_release no_gil;
-  return cpu::read_probe(at<const void>(memory), bytes, kernels, threads);
+  return cpu::read_probe(at<const void>(memory), bytes, read, threads);
 }
 
 void powers(int dtype, Address x, Address out, int64_t count) {
@@ -138,6 +138,9 @@ void bind_cpu(py::module_& m) {
   m.def("loss_rows", &loss_rows);
   m.def("shape_rows", &shape_rows);
   m.def("step_segments", &step_segments);
+  m.def("read_loops", [] {
+    return std::vector<std::string>(cpu::kReadLoopNames, cpu::kReadLoopNames + cpu::kReadLoops);
+  });
   m.def("read_probe", &read_probe);
   m.def("powers", &powers);
 }

@@ -27,6 +27,12 @@ using PutFn = void (*)(void* element, float value);
 using PowersFn = void (*)(const float* x, float* out, int64_t n);
 using ReadFn = uint64_t (*)(const void* memory, int64_t bytes);
 
+// The loops of RowKernels::read: streams side by side, and how early lines are asked for.
+constexpr int kReadLoops = 5;
+constexpr const char* kReadLoopNames[kReadLoops] = {"16 streams, 256 bytes ahead", "16 streams",
+                                                    "8 streams, 768 bytes ahead", "4 streams, 1024 bytes ahead",
+                                                    "1 stream"};
+
 struct RowKernels {
   const char* isa;
   RowFn stats[3];         // by Dtype
@@ -35,7 +41,7 @@ struct RowKernels {
   ScaleFn scale[3];
   PutFn put[3];
   PowersFn powers[3];     // by Dtype of the logits: 2^x as the row kernels compute it; n is a multiple of 64
-  ReadFn read;            // reads and does nothing else
+  ReadFn read[kReadLoops];  // reads and does nothing else
 };
 
 extern const RowKernels portable_kernels;

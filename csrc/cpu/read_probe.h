@@ -7,8 +7,10 @@
 
 namespace stepopsd::cpu {
 
-// Reads `bytes` of memory once with the widest loads there are, through the pool that the row kernels use. The number
-// that comes back depends on every whole group of cache lines, so that nothing can be left out.
-uint64_t read_probe(const void* memory, int64_t bytes, const RowKernels& kernels, int threads);
+// Reads `bytes` of memory once with one of the loops of RowKernels::read, through the pool that the row kernels use. The
+// number that comes back depends on every whole group of cache lines, so that nothing can be left out.
+//
+// Which loop is fastest depends on the machine and on its other users: the limit is the fastest of all.
+uint64_t read_probe(const void* memory, int64_t bytes, ReadFn read, int threads);
 
 }  // namespace stepopsd::cpu

@@ -16,7 +16,8 @@ constexpr RowKernels kernels_of(const char* isa) {
           {scale_row<Simd, float>, scale_row<Simd, Half>, scale_row<Simd, Bfloat>},
           {put_element<Simd, float>, put_element<Simd, Half>, put_element<Simd, Bfloat>},
           {powers_of<Simd, true>, powers_of<Simd, false>, powers_of<Simd, false>},
-          read_all<Simd>};
+          {read_all<Simd, 16, 256>, read_all<Simd, 16, 0>, read_all<Simd, 8, 768>, read_all<Simd, 4, 1024>,
+           read_all<Simd, 1, 0>}};
 }
 
 }  // namespace

@@ -20,7 +20,7 @@ from stepopsd.ops.segments import StepSegments
 
 __all__ = [
     "availability", "future_rows", "gradient_rows", "isa", "isas", "lacks", "loss_rows", "oar_rows", "powers_of_two",
-    "read_probe", "scale_rows", "score_rows", "shape_rows", "step_segments",
+    "read_loops", "read_probe", "scale_rows", "score_rows", "shape_rows", "step_segments",
 ]  # fmt: skip
 
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
@@ -280,13 +280,30 @@ def step_segments(step_ids: Tensor, trajectory_ids: Tensor) -> StepSegments:
     return StepSegments(*tables)
 
 
-def read_probe(memory: Tensor, threads: int | None = None) -> int:
-    """Read a contiguous tensor once and do nothing with it: the speed that no kernel can exceed, for benchmarks.
+def read_loops() -> list[str]:
+    """What the loops of ``read_probe`` do: streams side by side, and how early they ask for a line."""
+    names: list[str] = _module().read_loops()
+    return names
+
+
+def read_probe(memory: Tensor, threads: int | None = None, *, loop: int = 0) -> int:
+    """Read a contiguous tensor once and do nothing with it: the fastest of the loops limits any kernel, for benchmarks.
 
     Runs on the threads and with the instruction set of ``score_rows``. Returns a number of no meaning.
+
+    Args:
+        memory: Any contiguous tensor.
+        threads: CPU threads; torch's own choice where not given.
+        loop: Index into ``read_loops()``.
+
+    Raises:
+        ValueError: There is no such loop.
     """
+    loops = len(read_loops())
+    if not 0 <= loop < loops:
+        raise ValueError(f"loop must lie in [0, {loops}), got {loop}")
     count = torch.get_num_threads() if threads is None else threads
-    number: int = _module().read_probe(memory.data_ptr(), memory.numel() * memory.element_size(), count)
+    number: int = _module().read_probe(memory.data_ptr(), memory.numel() * memory.element_size(), loop, count)
     return number
 
 

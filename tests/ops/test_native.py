@@ -301,13 +301,19 @@ def test_no_rows_give_an_empty_result():
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_the_read_probe_looks_at_every_byte(isa, threads):
-    memory = torch.zeros(5 * 2**20)
-    assert native.read_probe(memory, threads) == 0
-    for place in (0, 300_000, len(memory) - 1):
-        memory[place] = 1.5
-        assert native.read_probe(memory, threads) != 0
-        memory[place] = 0
+def test_every_loop_of_the_read_probe_looks_at_every_byte(isa, threads):
+    memory = torch.zeros(5 * 2**18 + 64 * 5)
+    for loop in range(len(native.read_loops())):
+        assert native.read_probe(memory, threads, loop=loop) == 0
+        for place in (0, 300_000, 5 * 2**18 - 1, len(memory) - 1):
+            memory[place] = 1.5
+            assert native.read_probe(memory, threads, loop=loop) != 0
+            memory[place] = 0
+
+
+def test_a_read_loop_that_there_is_not_is_refused():
+    with pytest.raises(ValueError, match=r"loop must lie in \[0, \d\), got -1"):
+        native.read_probe(torch.zeros(64), loop=-1)
 
 
 def test_an_unknown_instruction_set_is_refused(monkeypatch):

@@ -13,7 +13,7 @@ import torch
 from stepopsd.experiments.bench import machine
 from stepopsd.experiments.bench.check import tried, verify
 from stepopsd.experiments.bench.contenders import Contender, Field
-from stepopsd.experiments.bench.limits import READ, reader
+from stepopsd.experiments.bench.limits import READ, fastest, readers
 from stepopsd.experiments.bench.memory import cache_bytes, extra_memory, free_memory
 from stepopsd.experiments.bench.rows import Case, Rows, make_rows
 from stepopsd.experiments.bench.timing import (
@@ -49,13 +49,16 @@ def measure(case: Case, device: str, field: Field, settings: Settings) -> dict[s
     inputs = [make_rows(case, device, seed=seed) for seed in range(sets)]
     results = {c.name: _checked(c, case, device, inputs[0]) for c in field.contenders}
     results = {READ: {"contender": READ}, **results}
-    runs: dict[str, Callable[[Rows], object]] = {READ: reader(case, device)}
-    runs |= {c.name: c.run for c in field.contenders if "error" not in results[c.name]}
-    runs[READ](inputs[0])
+    reads = readers(case, device)
+    for read in reads.values():
+        read(inputs[0])
+    runs = reads | {c.name: c.run for c in field.contenders if "error" not in results[c.name]}
     turns = itertools.cycle(inputs)  # shared: nobody finds in the cache what another one has just read
     calls = {name: _rotating(run, turns) for name, run in runs.items()}
     clock: Clock = CudaClock() if device == "cuda" else CpuClock()
-    for name, samples in interleaved(clock, calls, settings).items():
+    taken = interleaved(clock, calls, settings)
+    results[READ] |= fastest({name: taken.pop(name) for name in reads}, device)
+    for name, samples in taken.items():
         results[name]["seconds"] = samples.summary()
     if device == "cuda":
         if case.bytes_read < REPLAYED_BYTES:
@@ -66,7 +69,7 @@ def measure(case: Case, device: str, field: Field, settings: Settings) -> dict[s
             _add_replays(results, quick, len(inputs), settings)
         record["clocks"] = machine.clocks_under(lambda: calls[READ](0))
     for name, run in runs.items():
-        if name != READ:
+        if name not in reads:
             call = functools.partial(run, inputs[0])
             results[name]["extra_bytes"] = extra_memory(device, call, native=results[name]["ours"])
     return {**record, "results": list(results.values())}
