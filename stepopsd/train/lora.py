@@ -133,7 +133,8 @@ def _peft_options(model: Any, config: LoraConfig) -> Any:
         from peft import LoraConfig as Options
     except ImportError as error:
         raise ImportError("lora.rank needs peft: pip install 'stepopsd[lora]'") from error
-    return Options(
+    options: Any = Options  # peft annotates alpha as a whole number and takes any
+    return options(
         r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, bias="none", task_type="CAUSAL_LM",
         target_modules=list(config.targets) or "all-linear", base_model_name_or_path=model.config.name_or_path,
     )  # fmt: skip
