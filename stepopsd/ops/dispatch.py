@@ -15,10 +15,10 @@ from stepopsd.ops.losses import LossOptions
 from stepopsd.ops.segments import StepSegments
 
 _MODULES = {
-    "triton": "stepopsd.ops.triton",
-    "cuda": "stepopsd.ops.cuda",
-    "cpu": "stepopsd.ops.native",
-    "torch": "stepopsd.ops.torch_backend",
+    "triton": f"{__package__}.triton",
+    "cuda": f"{__package__}.cuda",
+    "cpu": f"{__package__}.native",
+    "torch": f"{__package__}.torch_backend",
 }
 BACKENDS = tuple(_MODULES)
 _PREFERENCE = {"cuda": ("triton", "cuda"), "cpu": ("cpu",)}  # and torch, where these are not available
