@@ -6,8 +6,10 @@ import importlib
 import inspect
 from typing import Any
 
+from packaging.version import Version
+
 #: Oldest and newest release that the tests were run with.
-TESTED = ("1.16.0", "1.16.0")
+TESTED = ("1.12.0", "1.16.0")
 
 #: What is overridden or called, with the parameters that it must have.
 METHODS = {
@@ -34,7 +36,7 @@ def import_host() -> tuple[Any, str]:
 
 
 def check_host(trainer: type, version: str) -> None:
-    """Raise ImportError for a trainer that is patched, or that lacks what the integration stands on.
+    """Raise ImportError for a trainer that is patched or too old, or that lacks what the integration stands on.
 
     Args:
         trainer: ``GRPOTrainer`` as TRL exports it now.
@@ -53,6 +55,11 @@ def check_host(trainer: type, version: str) -> None:
         raise ImportError(
             f"stepopsd.integrations.trl cannot stand on trl {version} ({TESTED[0]} to {TESTED[1]} were tested): "
             f"{'; '.join(wrong)}"
+        )
+    if Version(version) < Version(TESTED[0]):
+        raise ImportError(
+            f"stepopsd.integrations.trl needs trl {TESTED[0]} or later, got {version}: not all losses of older ones "
+            "take (B, T) advantages as they take (B,)"
         )
 
 

@@ -35,6 +35,12 @@ def test_a_loss_of_one_advantage_per_row_is_refused():
         check_host(Old, "1.0")
 
 
+def test_a_release_in_which_not_every_loss_takes_both_shapes_is_too_old():
+    with pytest.raises(ImportError, match=rf"needs trl {TESTED[0]} or later, got 1\.8\.0"):
+        check_host(trl.GRPOTrainer, "1.8.0")
+    check_host(trl.GRPOTrainer, TESTED[0])
+
+
 def test_unsloths_trainer_is_refused_with_the_reason():
     home = {"__module__": "unsloth_compiled_cache.UnslothGRPOTrainer"}
     patched = type("UnslothGRPOTrainer", (trl.GRPOTrainer,), home)
