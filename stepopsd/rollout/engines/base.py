@@ -94,7 +94,11 @@ class Engine(Protocol):
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seeds: Sequence[int]
     ) -> list[Completion]:
         """Sample one completion per prompt, in order; nothing is kept afterwards."""
-        ...
+        if len(prompts) != len(seeds):
+            raise ValueError(f"seeds must match prompts one to one, got {len(seeds)} for {len(prompts)}")
+        with self.session() as session:
+            done = session.generate(dict(enumerate(prompts)), sampling, seeds=dict(enumerate(seeds)))
+        return [done[i] for i in range(len(prompts))]
 
     def session(self) -> Session:
         """Open a session (a context manager) for conversations that grow."""

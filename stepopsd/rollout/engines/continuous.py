@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel
 
-from stepopsd.rollout.engines.base import Completion, Sampling, call_seed
+from stepopsd.rollout.engines.base import Completion, Engine, Sampling, call_seed
 from stepopsd.rollout.engines.results import LostResults, check_calls, completion
 from stepopsd.rollout.engines.transformers import ATTENTION, eval_mode, max_context
 
@@ -21,7 +21,7 @@ POLL_S = 1.0
 CPU_PAGE, CPU_BATCH_TOKENS = 64, 1024
 
 
-class ContinuousEngine:
+class ContinuousEngine(Engine):
     """Samples through ``model.init_continuous_batching`` as the weights are when a session begins.
 
     What is sampled depends on the session's first call and on which requests share a batch, so it does not repeat bit
@@ -50,16 +50,6 @@ class ContinuousEngine:
                 f"the continuous engine needs attn_implementation in {ATTENTION}, the model has {implementation!r}"
             )
         _batching_config()  # raises before any work where it is missing
-
-    def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seeds: Sequence[int]
-    ) -> list[Completion]:
-        """See ``Engine.generate``."""
-        if len(prompts) != len(seeds):
-            raise ValueError(f"seeds must match prompts one to one, got {len(seeds)} for {len(prompts)}")
-        with self.session() as session:
-            done = session.generate(dict(enumerate(prompts)), sampling, seeds=dict(enumerate(seeds)))
-        return [done[i] for i in range(len(prompts))]
 
     def session(self) -> ContinuousSession:
         """See ``Engine.session``."""

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from stepopsd.rollout.engines.base import Completion, Sampling
+from stepopsd.rollout.engines.base import Completion, Engine, Sampling
 from stepopsd.rollout.engines.noise import gumbel, row_states
 from stepopsd.rollout.engines.row_cache import RowCache
 
@@ -27,7 +27,7 @@ SPLIT_GAIN = 256  # padded tokens that pay for one more forward pass
 Rows = range | list[int]
 
 
-class TransformersEngine:
+class TransformersEngine(Engine):
     """Samples from ``model`` as it is now; weights may change between sessions, not within one.
 
     A row's samples depend on its context and seed, not on its neighbours, up to the rounding of batched matrix
@@ -60,16 +60,6 @@ class TransformersEngine:
             )
         parameters = inspect.signature(model.forward).parameters
         self._last_only: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
-
-    def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seeds: Sequence[int]
-    ) -> list[Completion]:
-        """See ``Engine.generate``."""
-        if len(prompts) != len(seeds):
-            raise ValueError(f"seeds must match prompts one to one, got {len(seeds)} for {len(prompts)}")
-        with self.session() as session:
-            done = session.generate(dict(enumerate(prompts)), sampling, seeds=dict(enumerate(seeds)))
-        return [done[i] for i in range(len(prompts))]
 
     def session(self) -> TransformersSession:
         """See ``Engine.session``."""

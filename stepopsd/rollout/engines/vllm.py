@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedModel
 
-from stepopsd.rollout.engines.base import Completion, Sampling
+from stepopsd.rollout.engines.base import Completion, Engine, Sampling
 from stepopsd.rollout.engines.results import LostResults, check_calls, completion
 
 SEED_BITS = 63
@@ -71,7 +71,7 @@ class Transport(Protocol):
     def close(self) -> None: ...
 
 
-class VllmEngine:
+class VllmEngine(Engine):
     """An engine over a transport.
 
     Args:
@@ -95,16 +95,6 @@ class VllmEngine:
         self.version = 0  # of the weights that vLLM holds; 0 before the first hand-over
         self._sent: tuple[int, ...] = ()
         self._calls = 0
-
-    def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seeds: Sequence[int]
-    ) -> list[Completion]:
-        """See ``Engine.generate``."""
-        if len(prompts) != len(seeds):
-            raise ValueError(f"seeds must match prompts one to one, got {len(seeds)} for {len(prompts)}")
-        with self.session() as session:
-            done = session.generate(dict(enumerate(prompts)), sampling, seeds=dict(enumerate(seeds)))
-        return [done[i] for i in range(len(prompts))]
 
     def session(self) -> VllmSession:
         """See ``Engine.session``."""
