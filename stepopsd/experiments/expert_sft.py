@@ -20,7 +20,7 @@ from stepopsd.experiments.expert_rows import training_rows, trajectory_of
 from stepopsd.experiments.fit_state import FitState
 from stepopsd.experiments.play_log import PlayLog
 from stepopsd.experiments.sft import FitConfig, WeightedRow, fit
-from stepopsd.options.checks import choice, closed, positive
+from stepopsd.options.checks import Count, PositiveFloat, PositiveInt, check_fields, within
 from stepopsd.rollout.contexts import ContextPolicy
 from stepopsd.train.config import RunConfig
 from stepopsd.train.config_io import differences, dump_config, from_tree, load_config, to_tree
@@ -51,24 +51,17 @@ class SftConfig:
     """
 
     expert: Expert = "hand"
-    games: int = 0
-    noise: float = 0.1
-    epochs: float = 1.0
-    lr: float = 1e-5
-    warmup_steps: int = 20
-    batch_tokens: int = 16384
-    checkpoint_every: int = 200
+    games: Count = 0
+    noise: Annotated[float, within(0.0, 0.9)] = 0.1
+    epochs: PositiveFloat = 1.0
+    lr: Annotated[float, within(0.0, 1.0)] = 1e-5
+    warmup_steps: Count = 20
+    batch_tokens: PositiveInt = 16384
+    checkpoint_every: Count = 200
     out: str = ""
 
     def __post_init__(self) -> None:
-        choice("sft.expert", self.expert, ("hand", "planner"))
-        closed("sft.games", self.games, 0, 1 << 30)
-        closed("sft.noise", self.noise, 0.0, 0.9)
-        positive("sft.epochs", self.epochs)
-        closed("sft.lr", self.lr, 0.0, 1.0)
-        closed("sft.warmup_steps", self.warmup_steps, 0, 1 << 30)
-        positive("sft.batch_tokens", self.batch_tokens)
-        closed("sft.checkpoint_every", self.checkpoint_every, 0, 1 << 30)
+        check_fields("sft", self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from stepopsd.envs.searchqa.world.make import Level, draw_facts
 from stepopsd.envs.searchqa.world.names import name_words
 from stepopsd.envs.searchqa.world.relations import RELATIONS
 from stepopsd.experiments.demonstrations import Demonstration
+from stepopsd.options.checks import Share, check_fields
 from stepopsd.retrieval import Retriever, open_retriever
 from stepopsd.text.hindsight import number_actions, render_hindsight
 
@@ -42,17 +43,15 @@ class SearchDemonstrationConfig:
     persons: int = 60
     level: Level = "medium"
     questions: int = 200
-    hasty: float = 0.3
-    bare: float = 0.6
-    told: float = 0.1
+    hasty: Share = 0.3
+    bare: Share = 0.6
+    told: Share = 0.1
     top_k: int = 1
     max_searches: int = 4
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("hasty", "bare", "told"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        check_fields("", self)
 
 
 @cache

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
-from stepopsd.options.credit import HindsightConfig
+from stepopsd.options.methods import HindsightConfig
 
 Tells = Literal["none", "label", "peer"]
 

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from stepopsd.options.checks import choice, closed, positive
-from stepopsd.options.credit import CreditConfig, HindsightConfig
-from stepopsd.train.engine_config import ENGINES, VllmConfig
+from stepopsd.options.checks import (
+    Count,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    check_fields,
+    within,
+)
+from stepopsd.options.credit import CreditConfig
+from stepopsd.options.methods import HindsightConfig
+from stepopsd.train.engine_config import VllmConfig
 from stepopsd.train.logging_config import LoggingConfig
 from stepopsd.train.lora_config import LoraConfig
+from stepopsd.train.loss_config import LossConfig
 from stepopsd.train.needs import check_needs
 from stepopsd.train.search_config import SearchConfig
 
@@ -36,7 +45,7 @@ class ModelConfig:
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        choice("model.dtype", self.dtype, ("float32", "bfloat16"))
+        check_fields("model", self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +81,14 @@ class EnvConfig:
     name: Literal["alfworld", "searchqa", "chain"] = "alfworld"
     games: str = "bundled"
     train_split: str = "train"
-    train_games: int = 0
+    train_games: Count = 0
     eval_splits: tuple[str, ...] = ("seen", "unseen")
-    workers: int = -1
-    max_steps: int = 50
+    workers: Annotated[int, within(-1, 512)] = -1
+    max_steps: PositiveInt = 50
     step_timeout_s: float = 30.0
     episode_timeout_s: float = 600.0
-    crash_retries: int = 2
-    history: int = 2
+    crash_retries: Annotated[int, within(0, 100)] = 2
+    history: Annotated[int, within(0, 1000)] = 2
     think: bool = True
     template_thinking: Literal["auto", "on", "off"] = "auto"
     think_check: Literal["auto", "always"] = "auto"
@@ -88,16 +97,7 @@ class EnvConfig:
     search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:
-        choice("env.name", self.name, ("alfworld", "searchqa", "chain"))
-        choice("env.template_thinking", self.template_thinking, ("auto", "on", "off"))
-        choice("env.invalid", self.invalid, ("format", "inadmissible"))
-        choice("env.prompt_style", self.prompt_style, ("full", "compact"))
-        choice("env.think_check", self.think_check, ("auto", "always"))
-        positive("env.max_steps", self.max_steps)
-        closed("env.train_games", self.train_games, 0, 1 << 30)
-        closed("env.workers", self.workers, -1, 512)
-        closed("env.crash_retries", self.crash_retries, 0, 100)
-        closed("env.history", self.history, 0, 1000)
+        check_fields("env", self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,89 +120,17 @@ class RolloutConfig:
     """
 
     context: Context = "turn"
-    groups: int = 16
-    group_size: int = 8
-    temperature: float = 1.0
-    max_prompt_tokens: int = 2048
-    max_response_tokens: int = 512
+    groups: PositiveInt = 16
+    group_size: Annotated[int, within(2, 4096)] = 8
+    temperature: PositiveFloat = 1.0
+    max_prompt_tokens: PositiveInt = 2048
+    max_response_tokens: PositiveInt = 512
     batch_size: int = 0
     engine: Literal["transformers", "continuous", "vllm", "vllm_server"] = "transformers"
     vllm: VllmConfig = field(default_factory=VllmConfig)
 
     def __post_init__(self) -> None:
-        choice("rollout.engine", self.engine, ENGINES)
-        choice("rollout.context", self.context, ("turn", "dialogue"))
-        positive("rollout.groups", self.groups)
-        closed("rollout.group_size", self.group_size, 2, 4096)
-        positive("rollout.temperature", self.temperature)
-        positive("rollout.max_prompt_tokens", self.max_prompt_tokens)
-        positive("rollout.max_response_tokens", self.max_response_tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class LossConfig:
-    """The policy-gradient loss; docs/losses.md has the equations.
-
-    Attributes:
-        name: What is minimised per token.
-        clip_low, clip_high: Ratio range [1 - clip_low, 1 + clip_high]; null takes the loss's own: 0.2, 0.2; ``dapo``
-            0.2, 0.28; ``gspo`` 3e-4, 4e-4; ``cispo`` 1, 4; ``reinforce`` has none.
-        dual_clip: Lower bound factor for negative advantages; 0 turns it off, null takes 3 where a token's ratio is
-            clipped in a surrogate (``grpo``, ``dr_grpo``, ``dapo``) and 0 elsewhere.
-        aggregation: ``token_mean`` over the mini-batch, ``sequence_mean`` (mean of row means),
-            ``sequence_sum`` (row sums over the row count), ``dr_grpo`` (row sums over rows times the response budget);
-            null takes ``sequence_mean`` for ``gspo``, ``dr_grpo`` for ``dr_grpo`` and ``token_mean`` for the others.
-        kl_coef: Weight of the k3 KL term to the reference; 0 keeps no reference.
-        kl_reference: ``start``, the starting policy for good, or ``teacher``, the stale teacher's snapshot, so that the
-            anchor moves at every refresh (as where one worker serves both).
-        entropy_coef: Weight of the entropy bonus.
-        invalid_action_penalty: Subtracted from the reward of a row per invalid turn in it.
-        reward_scale: Factor on the environment's 0/1 success (10 in verl-agent).
-    """
-
-    name: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "reinforce"] = "grpo"
-    clip_low: float | None = None
-    clip_high: float | None = None
-    dual_clip: float | None = None
-    aggregation: Literal["token_mean", "sequence_mean", "sequence_sum", "dr_grpo"] | None = None
-    kl_coef: float = 0.01
-    kl_reference: Literal["start", "teacher"] = "start"
-    entropy_coef: float = 0.0
-    invalid_action_penalty: float = 0.1
-    reward_scale: float = 10.0
-
-    def __post_init__(self) -> None:
-        choice("loss.name", self.name, ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "reinforce"))
-        if self.aggregation is not None:
-            choice("loss.aggregation", self.aggregation, ("token_mean", "sequence_mean", "sequence_sum", "dr_grpo"))
-        for key, value, most in (("clip_low", self.clip_low, 1.0), ("clip_high", self.clip_high, 100.0)):
-            if value is not None and self.name == "reinforce":
-                raise ValueError(f"loss.{key} must be null with loss.name reinforce (it has no ratio), got {value}")
-            if value is not None:
-                closed(f"loss.{key}", value, 0.0, most)
-        closed("loss.kl_coef", self.kl_coef, 0.0, 1e6)
-        choice("loss.kl_reference", self.kl_reference, ("start", "teacher"))
-        closed("loss.invalid_action_penalty", self.invalid_action_penalty, 0.0, 1e6)
-        positive("loss.reward_scale", self.reward_scale)
-        if self.dual_clip and self.dual_clip <= 1:
-            raise ValueError(f"loss.dual_clip must be 0 (off) or greater than 1, got {self.dual_clip}")
-        if self.dual_clip and self.name in ("cispo", "reinforce"):
-            raise ValueError(
-                f"loss.dual_clip must be 0 or null with loss.name {self.name} (it clips no surrogate), "
-                f"got {self.dual_clip}"
-            )
-
-    @property
-    def bound(self) -> float:
-        """``dual_clip`` with null filled in."""
-        if self.dual_clip is not None:
-            return self.dual_clip
-        return 3.0 if self.name in ("grpo", "dr_grpo", "dapo") else 0.0
-
-    @property
-    def reduction(self) -> str:
-        """``aggregation`` with null filled in."""
-        return self.aggregation or {"gspo": "sequence_mean", "dr_grpo": "dr_grpo"}.get(self.name, "token_mean")
+        check_fields("rollout", self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,45 +160,31 @@ class OptimConfig:
             by min(π_trainer / π_sampler, cap). 0 turns it off; needs ``old_logprobs: recompute``.
     """
 
-    lr: float = 1e-6
-    warmup_updates: int = 0
-    weight_decay: float = 0.0
+    lr: Annotated[float, within(0.0, 1.0)] = 1e-6
+    warmup_updates: Count = 0
+    weight_decay: Annotated[float, within(0.0, 10.0)] = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
-    max_grad_norm: float = 1.0
-    updates: int = 150
-    generated_tokens: int = 0
-    max_skipped_steps: int = 2
-    epochs: int = 1
-    minibatch_groups: int = 0
-    minibatch_rows: int = 0
-    microbatch_tokens: int = 16384
+    max_grad_norm: PositiveFloat = 1.0
+    updates: Count = 150
+    generated_tokens: Annotated[int, within(0, 1 << 60)] = 0
+    max_skipped_steps: Count = 2
+    epochs: PositiveInt = 1
+    minibatch_groups: Count = 0
+    minibatch_rows: Count = 0
+    microbatch_tokens: PositiveInt = 16384
     packing: Literal["rows", "packed"] = "rows"
     master_weights: bool = True
-    duplicate_rows_to: int = 0
+    duplicate_rows_to: Annotated[int, within(0, 1 << 20)] = 0
     old_logprobs: Literal["recompute", "sampled"] = "recompute"
-    tis_cap: float = 0.0
+    tis_cap: NonNegativeFloat = 0.0
 
     def __post_init__(self) -> None:
-        choice("optim.packing", self.packing, ("rows", "packed"))
-        choice("optim.old_logprobs", self.old_logprobs, ("recompute", "sampled"))
-        closed("optim.lr", self.lr, 0.0, 1.0)
-        closed("optim.warmup_updates", self.warmup_updates, 0, 1 << 30)
-        closed("optim.weight_decay", self.weight_decay, 0.0, 10.0)
-        positive("optim.max_grad_norm", self.max_grad_norm)
-        closed("optim.updates", self.updates, 0, 1 << 30)
-        closed("optim.generated_tokens", self.generated_tokens, 0, 1 << 60)
-        positive("optim.epochs", self.epochs)
-        closed("optim.max_skipped_steps", self.max_skipped_steps, 0, 1 << 30)
-        closed("optim.minibatch_groups", self.minibatch_groups, 0, 1 << 30)
-        closed("optim.minibatch_rows", self.minibatch_rows, 0, 1 << 30)
+        check_fields("optim", self)
         if self.minibatch_groups and self.minibatch_rows:
             raise ValueError(
                 f"optim.minibatch_rows must be 0 where optim.minibatch_groups is {self.minibatch_groups}, "
                 f"got {self.minibatch_rows}"
             )
-        positive("optim.microbatch_tokens", self.microbatch_tokens)
-        closed("optim.duplicate_rows_to", self.duplicate_rows_to, 0, 1 << 20)
-        closed("optim.tis_cap", self.tis_cap, 0.0, 1e6)
         if self.tis_cap and self.old_logprobs != "recompute":
             raise ValueError(
                 "optim.tis_cap compares log-probs of the trainer and the sampler: optim.old_logprobs must be "
@@ -293,20 +207,16 @@ class EvalConfig:
         seed: Base seed of evaluation episodes, fixed for a run.
     """
 
-    every: int = 5
+    every: Count = 5
     panel: Literal["fixed", "draw"] = "fixed"
-    games: int = 0
-    samples: int = 1
-    temperature: float = 0.4
+    games: Count = 0
+    samples: PositiveInt = 1
+    temperature: Annotated[float, within(0.0, 100.0)] = 0.4
     greedy: bool = False
     seed: int = 1000
 
     def __post_init__(self) -> None:
-        closed("eval.every", self.every, 0, 1 << 30)
-        choice("eval.panel", self.panel, ("fixed", "draw"))
-        closed("eval.games", self.games, 0, 1 << 30)
-        positive("eval.samples", self.samples)
-        closed("eval.temperature", self.temperature, 0.0, 100.0)
+        check_fields("eval", self)
         if self.panel == "draw" and not self.games:
             raise ValueError("eval.games must say how many games eval.panel=draw draws, got 0")
 
@@ -332,12 +242,12 @@ class RunConfig:
     run_dir: str = "runs/train"
     seed: int = 0
     device: str = "auto"
-    checkpoint_every: int = 10
-    keep_checkpoints: int = 2
-    transcripts_every: int = 10
-    transcripts: int = 4
-    transcript_groups: int = 1
-    deadline: float = 0.0
+    checkpoint_every: Count = 10
+    keep_checkpoints: Count = 2
+    transcripts_every: Count = 10
+    transcripts: Count = 4
+    transcript_groups: Count = 1
+    deadline: NonNegativeFloat = 0.0
     resume: bool = True
     model: ModelConfig = field(default_factory=ModelConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -350,12 +260,7 @@ class RunConfig:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
     def __post_init__(self) -> None:
-        closed("checkpoint_every", self.checkpoint_every, 0, 1 << 30)
-        closed("keep_checkpoints", self.keep_checkpoints, 0, 1 << 30)
-        closed("transcripts_every", self.transcripts_every, 0, 1 << 30)
-        closed("transcripts", self.transcripts, 0, 1 << 30)
-        closed("transcript_groups", self.transcript_groups, 0, 1 << 30)
-        closed("deadline", self.deadline, 0.0, 1e6)
+        check_fields("", self)
         check_needs(self)
         if self.loss.kl_reference == "teacher" and not self.credit.has_stale_teacher:
             raise ValueError(

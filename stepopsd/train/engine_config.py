@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from stepopsd.options.checks import closed, positive
-
-ENGINES = ("transformers", "continuous", "vllm", "vllm_server")
+from stepopsd.options.checks import PositiveFloat, PositiveInt, PositiveShare, check_fields, within
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,17 +23,14 @@ class VllmConfig:
         concurrency: Requests in flight at a server.
     """
 
-    memory: float = 0.4
-    sleep: int = 1
+    memory: PositiveShare = 0.4
+    sleep: Annotated[int, within(0, 2)] = 1
     url: str = "http://127.0.0.1:8000"
     weights_dir: str = ""
-    timeout_s: float = 600.0
-    concurrency: int = 256
+    timeout_s: PositiveFloat = 600.0
+    concurrency: PositiveInt = 256
 
     def __post_init__(self) -> None:
-        closed("rollout.vllm.memory", self.memory, 0.0, 1.0, low_open=True)
-        closed("rollout.vllm.sleep", self.sleep, 0, 2)
-        positive("rollout.vllm.timeout_s", self.timeout_s)
-        positive("rollout.vllm.concurrency", self.concurrency)
+        check_fields("rollout.vllm", self)
         if not self.url.startswith(("http://", "https://")):
             raise ValueError(f"rollout.vllm.url must begin with http:// or https://, got {self.url!r}")

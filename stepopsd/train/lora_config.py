@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from stepopsd.options.checks import closed, positive
+from stepopsd.options.checks import PositiveFloat, Share, check_fields, within
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +23,10 @@ class LoraConfig:
             head.
     """
 
-    rank: int = 0
-    alpha: float = 32.0
-    dropout: float = 0.0
+    rank: Annotated[int, within(0, 1 << 16)] = 0
+    alpha: PositiveFloat = 32.0
+    dropout: Share = 0.0
     targets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        closed("lora.rank", self.rank, 0, 1 << 16)
-        positive("lora.alpha", self.alpha)
-        closed("lora.dropout", self.dropout, 0.0, 1.0)
+        check_fields("lora", self)

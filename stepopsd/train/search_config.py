@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from stepopsd.options.checks import choice, closed, positive
+from stepopsd.options.checks import PositiveFloat, PositiveInt, Share, check_fields, within
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,24 +38,18 @@ class SearchConfig:
     corpus: str = ""
     encoder: str = ""
     encoder_device: str = "cpu"
-    timeout_s: float = 10.0
-    deadline_s: float = 60.0
-    top_k: int = 3
-    max_searches: int = 4
+    timeout_s: PositiveFloat = 10.0
+    deadline_s: PositiveFloat = 60.0
+    top_k: Annotated[int, within(1, 100)] = 3
+    max_searches: Annotated[int, within(0, 1000)] = 4
     final_answer_turn: bool = True
-    query_words: int = 64
-    observation_tokens: int = 500
+    query_words: PositiveInt = 64
+    observation_tokens: Annotated[int, within(0, 1 << 20)] = 500
     metric: Literal["em", "f1", "sub_em", "unicode_em"] = "em"
     stop_at_action: bool = True
-    max_infra_share: float = 0.05
+    max_infra_share: Share = 0.05
 
     def __post_init__(self) -> None:
-        choice("env.search.metric", self.metric, ("em", "f1", "sub_em", "unicode_em"))
-        closed("env.search.top_k", self.top_k, 1, 100)
-        closed("env.search.max_searches", self.max_searches, 0, 1000)
-        for name in ("query_words", "timeout_s", "deadline_s"):
-            positive(f"env.search.{name}", getattr(self, name))
-        closed("env.search.observation_tokens", self.observation_tokens, 0, 1 << 20)
-        closed("env.search.max_infra_share", self.max_infra_share, 0.0, 1.0)
+        check_fields("env.search", self)
         if not self.max_searches and not self.final_answer_turn:
             raise ValueError("env.search.max_searches is 0 and env.search.final_answer_turn false: no turn is left")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stepopsd.credit.contexts import TeacherContext, collate_contexts, prefix_context, suffix_context
-from stepopsd.options.credit import HindsightConfig
+from stepopsd.options.methods import HindsightConfig
 from stepopsd.rollout.engines.transformers import max_context
 from stepopsd.rollout.records import Row, Trajectory
 from stepopsd.text.chat import ChatFormat

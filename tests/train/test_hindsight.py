@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stepopsd.envs.base import Task
-from stepopsd.options.credit import HindsightConfig
+from stepopsd.options.methods import HindsightConfig
 from stepopsd.rollout.records import Trajectory, Turn
 from stepopsd.text.hindsight import BlockWriter, render_hindsight
 from stepopsd.train.hindsight import choose_peers, render_peer

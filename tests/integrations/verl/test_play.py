@@ -11,7 +11,7 @@ import pytest
 from stepopsd.envs.chat import Reply
 from stepopsd.integrations.verl.play import load_player, play, score, shifted
 from stepopsd.integrations.verl.siblings import Siblings
-from stepopsd.options.credit import HindsightConfig
+from stepopsd.options.methods import HindsightConfig
 from stepopsd.text.hindsight import BlockWriter
 
 TASK = {"task_id": "t"}
