@@ -33,7 +33,8 @@ class WarmStartConfig:
     """Everything the starting policy depends on.
 
     Attributes:
-        fit, refit: How the rows are learned, and learned once more with a learning rate that rises again.
+        fit, refit: How the rows are learned, and learned once more with a learning rate that rises again; no epochs
+            leave it out.
         observation_weight: Loss weight of what the environment says, relative to imitated actions. Without it the
             model does not learn which names belong together, and solves nothing.
         seed: Seeds games, noise, parameters and row order.
@@ -78,7 +79,7 @@ def warm_start(
     chat = ChatFormat(tokenizer)
     rows = [training_row(chat, d, observation_weight=config.observation_weight) for d in demonstrations]
     say(f"{len(rows)} rows, {sum(len(row.ids) for row in rows):,} tokens")
-    lessons = [(rows, replace(options, seed=config.seed)) for options in (config.fit, config.refit)]
+    lessons = [(rows, replace(options, seed=config.seed)) for options in (config.fit, config.refit) if options.epochs]
     return teach(
         out, tokenizer, lessons, model=config.model, seed=config.seed, threads=config.threads, device=config.device,
         say=say,
@@ -205,6 +206,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=defaults.threads)
     parser.add_argument("--device", default=defaults.device)
     parser.add_argument("--lr", type=float, default=defaults.fit.lr)
+    parser.add_argument("--epochs", type=float, default=defaults.fit.epochs, help="first passes over the demonstrations")
+    parser.add_argument("--refit-epochs", type=float, default=defaults.refit.epochs, help="passes after them; 0: none")
     for size in ("width", "layers", "heads", "mlp"):
         parser.add_argument(f"--{size}", type=int, default=getattr(defaults.model, size))
     chosen = parser.parse_args(argv)
@@ -212,8 +215,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         model=replace(
             defaults.model, width=chosen.width, layers=chosen.layers, heads=chosen.heads, mlp=chosen.mlp
         ),
-        fit=replace(defaults.fit, lr=chosen.lr),
-        refit=replace(defaults.refit, lr=chosen.lr),
+        fit=replace(defaults.fit, lr=chosen.lr, epochs=chosen.epochs),
+        refit=replace(defaults.refit, lr=chosen.lr, epochs=chosen.refit_epochs),
         demonstrations=DemonstrationConfig(games=chosen.games),
         seed=chosen.seed,
         workers=chosen.workers,

@@ -205,12 +205,13 @@ def test_random_actions_are_played_but_not_imitated(played):
     assert 0.03 < stray / total < 0.35
 
 
-def test_warm_start_writes_a_model_that_loads(tmp_path):
+@pytest.mark.parametrize("again", [1, 0])
+def test_warm_start_writes_a_model_that_loads(tmp_path, again):
     pytest.importorskip("alfworld")
     pytest.importorskip("textworld")
     config = WarmStartConfig(
-        model=SMALL, demonstrations=DemonstrationConfig(games=4), fit=FitConfig(epochs=1), refit=FitConfig(epochs=1),
-        workers=0, threads=1,
+        model=SMALL, demonstrations=DemonstrationConfig(games=4), fit=FitConfig(epochs=1),
+        refit=FitConfig(epochs=again), workers=0, threads=1,
     )
     lines: list[str] = []
     folder = warm_start(tmp_path / "model", config, say=lines.append)
@@ -219,6 +220,7 @@ def test_warm_start_writes_a_model_that_loads(tmp_path):
     assert model.config.model_type == "qwen3"
     assert model.config.vocab_size == len(tokenizer)
     assert any("parameters" in line for line in lines)
+    assert sum(bool(re.match(r"step (\d+)/\1 ", line)) for line in lines) == 1 + again
 
 
 def test_bundled_model_knows_every_word_of_the_bundled_games():
