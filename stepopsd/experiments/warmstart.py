@@ -206,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=defaults.threads)
     parser.add_argument("--device", default=defaults.device)
     parser.add_argument("--lr", type=float, default=defaults.fit.lr)
-    parser.add_argument("--epochs", type=float, default=defaults.fit.epochs, help="first passes over the demonstrations")
+    parser.add_argument("--epochs", type=float, default=defaults.fit.epochs, help="first passes over the games played")
     parser.add_argument("--refit-epochs", type=float, default=defaults.refit.epochs, help="passes after them; 0: none")
     for size in ("width", "layers", "heads", "mlp"):
         parser.add_argument(f"--{size}", type=int, default=getattr(defaults.model, size))
