@@ -259,11 +259,6 @@ def compose(base: Tensor, results: Sequence[CreditResult]) -> Tensor:
     return base
 
 
-def decayed(initial: float, horizon: int, update: int) -> float:
-    """initial·max(0, 1 - t/T) for update t counted from 1; a horizon T of 0 keeps the initial value."""
-    return initial * max(0.0, 1.0 - update / horizon) if horizon > 0 else initial
-
-
 def broadcast_advantages(advantages: Tensor, response_mask: Tensor) -> Tensor:
     """(N,) scalar or (N, T) token advantages -> (N, T), 0 outside responses."""
     per_token = advantages if advantages.ndim == 2 else advantages[:, None]

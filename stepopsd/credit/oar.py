@@ -51,7 +51,6 @@ class Oar(CreditMethod):
             metrics["oar/at_floor"] = (tiers[scored] <= self.floor * (1 + 1e-6)).float().mean()
         return CreditResult(plain * weights, metrics, {"outcome_scores": scores, "weights": weights}, weights)
 
-
     def _reshaped(self, scores: Tensor, scored: Tensor, *, preserve: bool) -> Tensor:
         return oar_reshape(
             scores, scored, quantile=self.quantile, beta=self.beta, floor=self.floor, cut=self.cut, preserve=preserve,

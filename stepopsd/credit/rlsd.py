@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from stepopsd.credit.base import CreditInputs, CreditMethod, CreditResult, broadcast_advantages, decayed, register
+from stepopsd.credit.base import CreditInputs, CreditResult, broadcast_advantages, register
+from stepopsd.credit.mixing import MixingMethod
 from stepopsd.credit.stepopsd import gap_metrics
 from stepopsd.ops.shaping import ShapedAdvantages, shape_advantages
 
@@ -55,29 +56,18 @@ def rlsd_advantages(
 
 
 @dataclass(frozen=True)
-class Rlsd(CreditMethod):
+class Rlsd(MixingMethod):
     """RLSD with a linearly decaying mix; every sampled token is weighed.
 
     Attributes:
-        clip, lambda_mix: See ``rlsd_advantages``; λ0 where it decays.
-        lambda_decay_updates: T of λ_t = λ0·max(0, 1 - t/T) with t from 1; 0 keeps λ0.
-        diagnose_every: Ask the teacher every so many updates although λ_t = 0; 0 never.
+        clip: See ``rlsd_advantages``.
     """
 
-    clip: float = 0.2
     lambda_mix: float = 0.5
     lambda_decay_updates: int = 100
-    diagnose_every: int = 0
+    clip: float = 0.2
 
     teacher_tokens: ClassVar[Any] = "response"
-
-    def mixing(self, update: int) -> float:
-        """λ_t for update t, counted from 1."""
-        return decayed(self.lambda_mix, self.lambda_decay_updates, update)
-
-    def wants_teacher(self, update: int) -> bool:
-        diagnose = self.diagnose_every > 0 and update % self.diagnose_every == 0
-        return self.mixing(update) > 0 or diagnose
 
     def assign(self, inputs: CreditInputs) -> CreditResult:
         plain = broadcast_advantages(inputs.advantages, inputs.response_mask)

@@ -9,39 +9,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepopsd.credit.base import CreditInputs, CreditMethod, CreditResult, broadcast_advantages, register
+from stepopsd.credit.base import CreditInputs, CreditResult, broadcast_advantages, register
+from stepopsd.credit.mixing import MixingMethod
 from stepopsd.ops.shaping import ShapedAdvantages, shape_advantages
 
 UNCHANGED = 1e-4  # |Δ| below which a token counts as unchanged
 
 
 @dataclass(frozen=True)
-class StepOpsd(CreditMethod):
+class StepOpsd(MixingMethod):
     """Sign-aware, clipped, step-budgeted advantage shaping with a linearly decaying mix.
 
     Attributes:
         weight_fn, alpha_clip, step_norm: See ``stepopsd.shape_advantages``.
-        lambda_mix: λ0.
-        lambda_decay_updates: T of λ_t = λ0·max(0, 1 - t/T) with t from 1; 0 keeps λ0.
-        diagnose_every: Ask the teacher every so many updates although λ_t = 0; 0 never.
     """
 
+    lambda_mix: float = 0.2
+    lambda_decay_updates: int = 50
     weight_fn: str = "sigmoid"
     alpha_clip: float = 0.2
     step_norm: str = "equal_step_mean_abs"
-    lambda_mix: float = 0.2
-    lambda_decay_updates: int = 50
-    diagnose_every: int = 0
-
-    def mixing(self, update: int) -> float:
-        """λ_t for update t, counted from 1."""
-        if self.lambda_decay_updates <= 0:
-            return self.lambda_mix
-        return self.lambda_mix * max(0.0, 1.0 - update / self.lambda_decay_updates)
-
-    def wants_teacher(self, update: int) -> bool:
-        diagnose = self.diagnose_every > 0 and update % self.diagnose_every == 0
-        return self.mixing(update) > 0.0 or diagnose
 
     def assign(self, inputs: CreditInputs) -> CreditResult:
         plain = broadcast_advantages(inputs.advantages, inputs.response_mask)
