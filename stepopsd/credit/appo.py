@@ -5,7 +5,7 @@ The scaling by itself is the method ``appo_future``; ``credit/appo_method.py`` i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from stepopsd.credit.base import CreditInputs, CreditMethod, CreditResult, broadcast_advantages, register
-from stepopsd.credit.groups import moments, population_normalize, votes
-from stepopsd.credit.plan import Continuation
+from stepopsd.credit.groups import moments, votes
 from stepopsd.ops.branching import topk_branch
 from stepopsd.ops.future_value import HALF_LIFE_32, future_branching, future_value
 
@@ -74,27 +73,6 @@ def dual_group_advantage(
     return out.float()
 
 
-def branch_prefix_bonus(
-    rewards: Tensor, groups: Tensor, parents: Tensor, splits: Tensor, shape: tuple[int, int]
-) -> Tensor:
-    """What the released code adds to the shared prefixes; the paper does not have it, and it is mostly noise.
-
-    Args:
-        rewards, groups: (K,) rewards of the branches and the group that each is standardised in.
-        parents, splits: (K,) int64, row and position that each branch left.
-        shape: (N, T) of the initial rollouts.
-
-    Returns:
-        (N, T) float32: the sum of the branches' advantages at positions up to their split, divided by the row's number
-        of branches.
-    """
-    values = population_normalize(rewards, groups)
-    upto = torch.arange(shape[1], device=rewards.device) <= splits[:, None]
-    total = torch.zeros(shape, device=rewards.device).index_add_(0, parents, upto * values[:, None])
-    count = torch.bincount(parents, minlength=shape[0]).clamp(min=1)
-    return total / count[:, None]
-
-
 def scale_adv(advantages: Tensor, future: Tensor, b: float, *, center: bool = False) -> Tensor:
     """A·(1 + b·F).
 
@@ -135,14 +113,6 @@ class BranchRound:
     scores: Tensor
     future: Tensor
     candidates: Tensor
-
-    def continuations(self, groups: Sequence[int], *, resample: bool = True) -> list[Continuation]:
-        """One continuation per position; ``groups`` holds the branch group of each row.
-
-        Without ``resample`` the token at the position is kept and what follows is drawn (the released code).
-        """
-        pairs = zip(self.rows.tolist(), self.positions.tolist(), strict=True)
-        return [Continuation(row, place + (not resample), 1, "branch", groups[row]) for row, place in pairs]
 
 
 def branch_round(

@@ -11,12 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from stepopsd.credit.groups import population_normalize
 from stepopsd.credit.plan import Continuation
-from stepopsd.ops.losses import aggregation_weights
 
 Role = Literal["fresh", "parent", "dropped"]
 PARENTS = ("iid", "code")
@@ -198,49 +196,3 @@ def plan_resets(
 def reset_advantages(rewards: Tensor, group_ids: Tensor, trajectory_ids: Tensor | None = None) -> Tensor:
     """(N,) advantages, fresh group and every reset group normalised apart; see ``population_normalize``."""
     return population_normalize(rewards, group_ids, trajectory_ids)
-
-
-def reset_mask(response_mask: Tensor, suffix_starts: Tensor) -> Tensor:
-    """Tokens that carry a gradient: sampled ones from the row's suffix on.
-
-    Args:
-        response_mask: (N, T) bool.
-        suffix_starts: (N,) int, first position (of the T) that the row itself sampled; 0 for fresh rows.
-
-    Returns:
-        (N, T) bool.
-
-    Raises:
-        ValueError: Shapes that do not fit.
-    """
-    if response_mask.ndim != 2 or suffix_starts.shape != response_mask.shape[:1]:
-        raise ValueError(
-            f"suffix_starts must have shape (N,) of response_mask (N, T) {tuple(response_mask.shape)}, "
-            f"got {tuple(suffix_starts.shape)}"
-        )
-    places = torch.arange(response_mask.shape[1], device=response_mask.device)
-    return response_mask & (places >= suffix_starts[:, None])
-
-
-def reset_token_weights(
-    advantages: Tensor, mask: Tensor, *, aggregation: str = "sequence_mean", budget: int = 0
-) -> Tensor:
-    """W (N, T) of the loss -Σ W·log π: A times the token's weight in the mini-batch, 0 outside the mask.
-
-    With ``sequence_mean`` a short suffix has large weights per token; ``dr_grpo`` divides by a fixed ``budget``.
-    Rows of weight 0, those of groups that do not vary, can be left out of the forward pass but count in N.
-
-    Args:
-        advantages: (N,) float; required, an advantage has no default.
-        mask: (N, T) bool, see ``reset_mask``.
-        aggregation, budget: See ``stepopsd.aggregation_weights``.
-    """
-    return advantages.detach().float()[:, None] * aggregation_weights(mask, aggregation, budget=budget)
-
-
-def weighted_nll(logprobs: Tensor, weights: Tensor) -> Tensor:
-    """-Σ W·log π over tokens of weight other than 0; log-probs elsewhere are not read.
-
-    No ratio, no clip: one optimiser step per batch. ``grpo_loss(loss="reinforce")`` computes the same from logits.
-    """
-    return -(weights * logprobs.where(weights != 0, 0)).sum()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stepopsd import grpo_loss
-from stepopsd.credit.appo import AppoFuture, branch_prefix_bonus, branch_round, dual_group_advantage, scale_adv
+from stepopsd.credit.appo import AppoFuture, branch_round, dual_group_advantage, scale_adv
 from tests.credit.test_stepopsd import inputs, plain
 
 REWARDS = torch.tensor([1.0, 0.0, 0.0, 1.0] + [1.0] * 11 + [0.0])
@@ -109,30 +109,12 @@ def test_rounds_differ_in_what_the_drift_is_measured_by():
         assert mask[x.rows, x.positions].all(), "tool tokens are never chosen"
 
 
-def test_positions_become_continuations_of_their_rows():
-    entropies, mask, _, _ = tokens()
-    x = branch_round(entropies, mask, 2, when="rollout")
-    plan = x.continuations([7, 8, 9])
-    assert [(c.row, c.cut, c.group) for c in plan] == [
-        (r, p, 7 + r) for r, p in zip(x.rows.tolist(), x.positions.tolist(), strict=True)
-    ]
-    assert {(c.kind, c.count) for c in plan} == {("branch", 1)}
-    assert [c.cut for c in x.continuations([7, 8, 9], resample=False)] == [c.cut + 1 for c in plan]
-
-
 def test_scarce_candidates_are_filled_up_by_entropy():
     entropies, mask, old, new = tokens()
     x = branch_round(entropies, mask, 60, when="minibatch", logprobs=new, reference_logprobs=old)
     assert len(x.rows) == int(mask.sum())
     assert 0 < int(x.scores.isfinite().sum()) < len(x.rows)
     assert mask[x.rows, x.positions].all()
-
-
-def test_prefix_bonus_covers_positions_up_to_the_split():
-    bonus = branch_prefix_bonus(
-        torch.tensor([1.0, 0.0]), torch.zeros(2, dtype=torch.int64), torch.tensor([1, 1]), torch.tensor([0, 2]), (2, 4)
-    )
-    assert bonus.tolist() == [[0.0] * 4, [0.0, -0.5, -0.5, 0.0]]
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,7 @@ from stepopsd.credit.resets import (
     ResetOptions,
     plan_resets,
     reset_advantages,
-    reset_mask,
-    reset_token_weights,
     uniform_step,
-    weighted_nll,
 )
 
 
@@ -59,60 +56,24 @@ def test_fresh_and_reset_groups_are_normalised_apart():
     assert got[4:].tolist() == pytest.approx([1, 1, -1, -1])
 
 
-def test_gradients_of_the_prefix_are_exactly_zero_and_the_loss_is_reinforce():
+def test_the_loss_is_a_mean_over_each_suffix_and_gradients_of_the_prefix_are_exactly_zero():
     rng = torch.Generator().manual_seed(0)
     logits = torch.randn(4, 9, 13, generator=rng).requires_grad_()
     ids, response = torch.randint(13, (4, 9), generator=rng), torch.rand(4, 9, generator=rng) < 0.8
     starts = torch.tensor([0, 3, 6, 20])  # the last row has no suffix at all
-    mask = reset_mask(response, starts)
+    mask = response & (torch.arange(9) >= starts[:, None])
     advantages = torch.tensor([1.0, -0.5, 2.0, 3.0])
-    weights = reset_token_weights(advantages, mask)
-    logprobs = logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0]
-    loss = weighted_nll(logprobs, weights)
-    loss.backward()
-    assert loss.item() == pytest.approx(-(weights * logprobs).sum().item(), rel=1e-6)
-    assert logits.grad[~mask].eq(0).all()
-    assert logits.grad[mask].abs().sum(-1).gt(0).all()
-    assert not mask[3].any()
-    assert logits.grad.isfinite().all()
-    other = logits.detach().clone().requires_grad_()
+    own = logits.detach().clone().requires_grad_()
     per_token = advantages[:, None].expand(4, 9) * mask
-    reinforce = grpo_loss(other, ids, per_token, None, mask=mask, loss="reinforce", aggregation="sequence_mean").loss
-    assert reinforce.item() == pytest.approx(loss.item(), abs=1e-6)
-    reinforce.backward()
-    torch.testing.assert_close(other.grad, logits.grad, atol=1e-6, rtol=1e-5)
-
-
-def test_without_a_prefix_the_mask_is_that_of_the_response():
-    response = torch.rand(3, 7, generator=torch.Generator().manual_seed(0)) < 0.5
-    assert torch.equal(reset_mask(response, torch.zeros(3, dtype=torch.int64)), response)
-    with pytest.raises(ValueError, match="suffix_starts must have shape"):
-        reset_mask(response, torch.zeros(4, dtype=torch.int64))
-
-
-def test_without_a_prefix_the_loss_is_that_of_grpo_reinforce():
-    rng = torch.Generator().manual_seed(1)
-    ids, response = torch.randint(13, (4, 9), generator=rng), torch.rand(4, 9, generator=rng) < 0.8
-    advantages, losses, gradients = torch.tensor([1.0, -0.5, 2.0, 3.0]), [], []
-    for own in (True, False):
-        logits = torch.randn(4, 9, 13, generator=torch.Generator().manual_seed(2)).requires_grad_()
-        if own:
-            weights = reset_token_weights(advantages, reset_mask(response, torch.zeros(4, dtype=torch.int64)))
-            loss = weighted_nll(logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0], weights)
-        else:
-            even = advantages[:, None].expand(4, 9)
-            options = {"mask": response, "loss": "reinforce", "aggregation": "sequence_mean"}
-            loss = grpo_loss(logits, ids, even, None, **options).loss
-        loss.backward()
-        losses.append(loss.item())
-        gradients.append(logits.grad)
-    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
-    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-5)
-
-
-def test_log_probs_of_tokens_without_weight_are_not_read():
-    weights = torch.tensor([[0.0, 0.5]])
-    assert weighted_nll(torch.tensor([[torch.nan, -2.0]]), weights).item() == 1.0
+    loss = grpo_loss(own, ids, per_token, None, mask=mask, loss="reinforce", aggregation="sequence_mean").loss
+    loss.backward()
+    logprobs = logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+    released = -sum(a * lp[m].mean() for a, lp, m in zip(advantages, logprobs, mask, strict=True) if m.any()) / 4
+    released.backward()
+    assert loss.item() == pytest.approx(released.item(), rel=1e-6)
+    torch.testing.assert_close(own.grad, logits.grad, atol=1e-6, rtol=1e-5)
+    assert own.grad[~mask].eq(0).all()
+    assert own.grad[mask].abs().sum(-1).gt(0).all()
 
 
 def test_iid_keeps_every_fresh_attempt_and_draws_the_parent_among_them():

@@ -11,7 +11,6 @@ from stepopsd.envs.searchqa.scoring import (
     Scores,
     exact_match,
     golden_answers,
-    mean_scores,
     normalize,
     score_answer,
     unicode_normalize,
@@ -118,8 +117,3 @@ def test_normal_forms_are_stable(text):
     assert normalize(normalize(text)) == normalize(text)
     assert exact_match(text, text)
     assert unicode_normalize(text).split() == unicode_normalize(text).split(" ") or not unicode_normalize(text)
-
-
-def test_means():
-    assert mean_scores([Scores(), Scores(1.0, 1.0, 1.0, 1.0, True)])["em"] == 0.5
-    assert mean_scores([]) == {}

@@ -9,7 +9,7 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -166,9 +166,3 @@ def _words(text: str) -> str:
 def _number(text: str) -> str:
     """``1,234.50`` -> ``1234.50``: a comma between groups of three digits means nothing."""
     return re.sub(r",(?=\d{3}(?!\d))|\s", "", text).lstrip("+")
-
-
-def mean_scores(scores: Sequence[Scores]) -> dict[str, float]:
-    """Mean of every measure and the share that answered; empty when there are no scores."""
-    names = (*METRICS, "answered")
-    return {name: sum(float(getattr(s, name)) for s in scores) / len(scores) for name in names} if scores else {}
