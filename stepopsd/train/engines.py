@@ -24,12 +24,14 @@ def make_engine(config: RunConfig, model: Any) -> Engine:
         from stepopsd.rollout.engines.continuous import ContinuousEngine
 
         return ContinuousEngine(model)
-    from stepopsd.rollout.engines.vllm import Colocated, Transport, VllmEngine
+    from stepopsd.rollout.engines.vllm import Transport, VllmEngine
 
     options = rollout.vllm
     longest = rollout.max_prompt_tokens + rollout.max_response_tokens
     transport: Transport
     if name == "vllm":
+        from stepopsd.rollout.engines.vllm_colocated import Colocated
+
         transport = Colocated(
             config.model.path, dtype=config.model.dtype, max_context=longest, memory=options.memory,
             sleep=options.sleep, seed=config.seed % 2**31,

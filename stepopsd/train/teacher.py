@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stepopsd.credit.contexts import TeacherContext, collate_contexts, prefix_context, suffix_context
 from stepopsd.options.methods import HindsightConfig
-from stepopsd.rollout.engines.transformers import max_context
+from stepopsd.rollout.engines.model import max_context
 from stepopsd.rollout.records import Row, Trajectory
 from stepopsd.text.chat import ChatFormat
 from stepopsd.text.hindsight import Block, BlockWriter, Tells

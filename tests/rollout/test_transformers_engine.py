@@ -9,7 +9,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from stepopsd.rollout.engines import transformers as transformers_engine
 from stepopsd.rollout.engines.base import Completion, Sampling, call_seed
-from stepopsd.rollout.engines.transformers import TransformersEngine, max_context
+from stepopsd.rollout.engines.model import max_context
+from stepopsd.rollout.engines.transformers import TransformersEngine
 
 STOPS = frozenset(range(5, 60))
 

@@ -14,8 +14,8 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedModel
 
 from stepopsd.rollout.engines.base import Completion, Engine, Sampling, call_seed
+from stepopsd.rollout.engines.model import eval_mode, max_context, require_attention
 from stepopsd.rollout.engines.results import LostResults, check_calls, completion
-from stepopsd.rollout.engines.transformers import ATTENTION, eval_mode, max_context
 
 POLL_S = 1.0
 CPU_PAGE, CPU_BATCH_TOKENS = 64, 1024
@@ -44,11 +44,7 @@ class ContinuousEngine(Engine):
         self.model = model
         self.patience_s = patience_s
         self.max_context = max_context(model.config)
-        implementation = getattr(model.config, "_attn_implementation", None)
-        if implementation not in ATTENTION:
-            raise ValueError(
-                f"the continuous engine needs attn_implementation in {ATTENTION}, the model has {implementation!r}"
-            )
+        require_attention(model, "continuous")
         _batching_config()  # raises before any work where it is missing
 
     def session(self) -> ContinuousSession:

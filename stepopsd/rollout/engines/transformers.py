@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from stepopsd.rollout.engines.base import Completion, Engine, Sampling
+from stepopsd.rollout.engines.model import eval_mode, max_context, require_attention
 from stepopsd.rollout.engines.noise import gumbel, row_states
+from stepopsd.rollout.engines.results import check_calls
 from stepopsd.rollout.engines.row_cache import RowCache
 
-ATTENTION = ("sdpa", "eager")
 SPLIT_GAIN = 256  # padded tokens that pay for one more forward pass
 Rows = range | list[int]
 
@@ -53,11 +52,7 @@ class TransformersEngine(Engine):
         self.prefill_tokens = prefill_tokens
         self.forwarded = 0  # tokens, without padding; rows that wait for their neighbours included
         self.max_context = max_context(model.config)
-        implementation = getattr(model.config, "_attn_implementation", None)
-        if implementation not in ATTENTION:
-            raise ValueError(
-                f"the transformers engine needs attn_implementation in {ATTENTION}, the model has {implementation!r}"
-            )
+        require_attention(model, "transformers")
         parameters = inspect.signature(model.forward).parameters
         self._last_only: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
 
@@ -139,8 +134,7 @@ class TransformersSession:
         """See ``Session.generate``."""
         if not contexts:
             return {}
-        most = dict.fromkeys(contexts, sampling.max_new_tokens) | dict(budgets or {})
-        self._check(contexts, most)
+        most = check_calls(contexts, sampling, budgets, self._engine.max_context)
         rows = self._seat(list(contexts))
         for row in rows:
             row.seed, row.ids, row.logprobs, row.finish = seeds[row.key] % 2**64, [], [], ""
@@ -156,18 +150,6 @@ class TransformersSession:
         kept = [row for row in self._rows if row.key not in gone]
         self._to_front(kept)
         del self._rows[len(kept) :]
-
-    def _check(self, contexts: Mapping[int, Sequence[int]], most: Mapping[int, int]) -> None:
-        for key, context in contexts.items():
-            if not context:
-                raise ValueError(f"context {key} is empty; a model call needs at least one token")
-            if most[key] < 1:
-                raise ValueError(f"the budget of context {key} must be at least 1, got {most[key]}")
-            if len(context) + most[key] > self._engine.max_context:
-                raise ValueError(
-                    f"context {key} has {len(context)} tokens; with max_new_tokens={most[key]} it "
-                    f"exceeds the model's {self._engine.max_context} positions"
-                )
 
     def _seat(self, keys: list[int]) -> list[_Row]:
         """Rows of ``keys`` in front of the cache; new keys get a row."""
@@ -292,17 +274,6 @@ def sample(logits: torch.Tensor, temperature: float, states: np.ndarray) -> tupl
     return tokens[:, 0].tolist(), logprobs[:, 0].clamp_max(0.0).tolist()
 
 
-def max_context(config: Any) -> int:
-    """Longest context that full attention over a per-row cache computes exactly for this model."""
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds - {"full_attention", "sliding_attention"}:
-        raise ValueError(f"the transformers engine supports attention layers only, the model has {sorted(kinds)}")
-    limit = getattr(config, "max_position_embeddings", None) or 1 << 30
-    window = getattr(config, "sliding_window", None)
-    windowed = "sliding_attention" in kinds if getattr(config, "layer_types", None) else window is not None
-    return min(limit, window) if windowed and window else limit
-
-
 def shared_tail(lengths: list[int]) -> int:
     """How many final new tokens of each row go into the pass over all rows; the longer rows' heads go before.
 
@@ -321,16 +292,3 @@ def common_prefix(held: list[int], context: list[int]) -> int:
     if context[: len(held)] == held:
         return len(held)
     return next((i for i, (a, b) in enumerate(zip(held, context, strict=False)) if a != b), len(context))
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, every module's own mode again afterwards."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
