@@ -22,6 +22,7 @@ from stepopsd.envs.games.generator import iter_games
 from stepopsd.envs.games.goals import parse_goal
 from stepopsd.envs.games.wheel import write_game
 from stepopsd.envs.prompts import dialogue_followup, dialogue_opening
+from stepopsd.experiments.lessons import Demonstration
 from stepopsd.text.hindsight import number_actions, render_hindsight
 
 _CHANGING = ("take", "move", "clean", "heat", "cool", "use")
@@ -47,26 +48,6 @@ class DemonstrationConfig:
     labelled: float = 0.1
     max_steps: int = 20
     seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Demonstration:
-    """One won episode of a dialogue.
-
-    Attributes:
-        messages: What the agent reads before each action, the opening first.
-        actions: What was played, one per message.
-        imitated: Whether the action is an example to follow.
-        hint: Hindsight block, or empty.
-        hint_turn: The block stands right before this turn's action; -1 puts it at the start of the opening message.
-    """
-
-    kind: str
-    messages: list[str]
-    actions: list[str]
-    imitated: list[bool]
-    hint: str = ""
-    hint_turn: int = -1
 
 
 def iter_demonstrations(config: DemonstrationConfig, *, workers: int = 0) -> Iterator[list[Demonstration]]:

@@ -15,7 +15,7 @@ from stepopsd.envs.searchqa.world.bundle import BUNDLED
 from stepopsd.envs.searchqa.world.make import Level, draw_facts
 from stepopsd.envs.searchqa.world.names import name_words
 from stepopsd.envs.searchqa.world.relations import RELATIONS
-from stepopsd.experiments.demonstrations import Demonstration
+from stepopsd.experiments.lessons import Demonstration
 from stepopsd.options.checks import Share, check_fields
 from stepopsd.retrieval import Retriever, open_retriever
 from stepopsd.text.hindsight import number_actions, render_hindsight

@@ -18,6 +18,7 @@ from stepopsd.envs.searchqa.env import LAST_TURN, NO_ACTION, NO_RESULT
 from stepopsd.envs.searchqa.world import LEVELS, WorldConfig, bundled_passages, bundled_questions, make_world
 from stepopsd.envs.searchqa.world.make import WORLD_SETS
 from stepopsd.envs.searchqa.world.relations import RELATIONS, VALUES
+from stepopsd.experiments.lessons import teach, training_row
 from stepopsd.experiments.search_demonstrations import (
     SearchDemonstrationConfig,
     iter_search_demonstrations,
@@ -25,7 +26,6 @@ from stepopsd.experiments.search_demonstrations import (
 )
 from stepopsd.experiments.sft import FitConfig, WeightedRow
 from stepopsd.experiments.tiny_model import TinyModelConfig, build_tokenizer, vocabulary
-from stepopsd.experiments.warmstart import teach, training_row
 from stepopsd.text.chat import ChatFormat
 from stepopsd.text.hindsight import number_actions, render_hindsight
 

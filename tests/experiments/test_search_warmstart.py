@@ -15,6 +15,7 @@ from stepopsd.envs.searchqa.world import WorldConfig, make_world
 from stepopsd.envs.searchqa.world.bundle import BUNDLED
 from stepopsd.envs.searchqa.world.make import WORLD_SETS, draw_facts
 from stepopsd.envs.searchqa.world.names import draw_entities, name_words
+from stepopsd.experiments.lessons import training_row
 from stepopsd.experiments.search_demo import DEMO_WORLD, SEARCH_PRESET, demo_world, search_in
 from stepopsd.experiments.search_demonstrations import (
     SearchDemonstrationConfig,
@@ -30,7 +31,6 @@ from stepopsd.experiments.search_warmstart import (
 )
 from stepopsd.experiments.sft import FitConfig
 from stepopsd.experiments.tiny_model import END, TinyModelConfig
-from stepopsd.experiments.warmstart import training_row
 from stepopsd.retrieval import open_retriever
 from stepopsd.text.chat import ChatFormat, decode
 from stepopsd.train.config_io import load_config

@@ -14,15 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stepopsd.envs.base import Observation
 from stepopsd.experiments import warmstart
-from stepopsd.experiments.demonstrations import (
-    Demonstration,
-    DemonstrationConfig,
-    iter_demonstrations,
-    shortcut,
-)
+from stepopsd.experiments.demonstrations import DemonstrationConfig, iter_demonstrations, shortcut
+from stepopsd.experiments.lessons import Demonstration, training_row
 from stepopsd.experiments.sft import FitConfig, WeightedRow, bucket, fit, weighted_loss
 from stepopsd.experiments.tiny_model import END, TinyModelConfig, build_model, build_tokenizer, vocabulary
-from stepopsd.experiments.warmstart import BUNDLED_MODEL, WarmStartConfig, demo_tokenizer, training_row, warm_start
+from stepopsd.experiments.warmstart import BUNDLED_MODEL, WarmStartConfig, demo_tokenizer, warm_start
 from stepopsd.rollout.contexts import DialogueContext, Prompting
 from stepopsd.text.chat import ChatFormat, decode
 from stepopsd.text.hindsight import number_actions, render_hindsight

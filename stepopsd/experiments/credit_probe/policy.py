@@ -15,10 +15,9 @@ from typing import Literal
 from stepopsd.envs.base import Task
 from stepopsd.envs.chain import ChainEnv, chain_tasks, crossing_of, doors_of, rooms_of
 from stepopsd.envs.prompts import dialogue_followup, dialogue_opening
-from stepopsd.experiments.demonstrations import Demonstration
+from stepopsd.experiments.lessons import Demonstration, training_row
 from stepopsd.experiments.sft import FitConfig, fit
 from stepopsd.experiments.tiny_model import TinyModelConfig, build_model, build_tokenizer, save, vocabulary
-from stepopsd.experiments.warmstart import training_row
 from stepopsd.text.chat import ChatFormat
 from stepopsd.text.hindsight import number_actions, render_hindsight
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stepopsd.envs.chain import chain_tasks, crossing_of
 from stepopsd.experiments.credit_probe.policy import demonstration, make_policy
-from stepopsd.experiments.warmstart import training_row
+from stepopsd.experiments.lessons import training_row
 from stepopsd.text.chat import ChatFormat
 
 LENGTH = 5
