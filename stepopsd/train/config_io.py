@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -33,17 +33,27 @@ def from_tree(cls: type[T], tree: Any, prefix: str = "") -> T:
     """A mapping of plain values -> an instance of the dataclass ``cls``."""
     if not isinstance(tree, Mapping):
         raise ValueError(f"{prefix or 'config'} must be a mapping, got {type(tree).__name__}")
-    hints = get_type_hints(cls)
-    known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    kinds = field_kinds(cls)
     values = {}
     for key, value in tree.items():
         path = f"{prefix}.{key}" if prefix else str(key)
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else f"; known keys: {', '.join(known)}"
-            raise ValueError(f"unknown config key {path}{hint}")
-        values[key] = _convert(hints[key], value, path)
+        if key not in kinds:
+            raise ValueError(unknown_key(path, str(key), kinds))
+        values[key] = _convert(kinds[key], value, path)
     return cls(**values)
+
+
+def field_kinds(cls: Any) -> dict[str, Any]:
+    """Type of every field of a configuration class, in order."""
+    hints = get_type_hints(cls)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+
+
+def unknown_key(path: str, key: str, known: Collection[str]) -> str:
+    """What to say about a key that is none of ``known``; ``path`` is its full name."""
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
+    return f"unknown config key {path}; {hint}"
 
 
 def _convert(kind: Any, value: Any, path: str) -> Any:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import yaml
 
 from stepopsd.train.config import RunConfig
-from stepopsd.train.config_io import differences, from_tree, to_tree
+from stepopsd.train.config_io import differences, field_kinds, from_tree, to_tree, unknown_key
 
 EXTENDS = "extends"
 DEFAULT = "default"
@@ -124,16 +122,13 @@ def _notes(node: Any, lines: Sequence[str], prefix: str) -> Iterator[tuple[str, 
 
 def _check_keys(cls: Any, tree: Mapping[Any, Any], prefix: str, file: Path) -> None:
     """Raise ValueError naming file and key for a key that ``cls`` does not have; values are checked once merged."""
-    hints = get_type_hints(cls)
-    known = [f.name for f in dataclasses.fields(cls)]
+    kinds = field_kinds(cls)
     for key, value in tree.items():
         path = f"{prefix}{key}"
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else f"; known keys: {', '.join(known)}"
-            raise ValueError(f"{file}: unknown config key {path}{hint}")
-        if dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
-            _check_keys(typing.cast("Any", hints[key]), value, f"{path}.", file)
+        if key not in kinds:
+            raise ValueError(f"{file}: {unknown_key(path, str(key), kinds)}")
+        if dataclasses.is_dataclass(kinds[key]) and isinstance(value, Mapping):
+            _check_keys(kinds[key], value, f"{path}.", file)
 
 
 def merge(under: dict[str, Any], over: Mapping[str, Any]) -> None:
