@@ -14,7 +14,7 @@ from stepopsd.experiments.bench import machine, overhead, sweep
 from stepopsd.experiments.bench.plot import draw_roofline
 from stepopsd.experiments.bench.report import duration, render
 from stepopsd.experiments.bench.rows import Case
-from stepopsd.experiments.bench.timing import Settings
+from stepopsd.experiments.bench.timing import Samples, Settings, paired
 
 FAST = Settings(rounds=3, sample_seconds=0.0, seconds=0.0)
 CASES = [Case("pair", 2, 64, "bf16"), Case("pair", 4, 64, "bf16"), Case("score", 2, 64, "fp32", 0.5)]
@@ -50,6 +50,26 @@ def gpu_report() -> dict[str, Any]:
         "cases": [case(8), case(16), skipped], "absent": {"Liger": "no | module"}, "not_measured": 7,
         "overheads": [overhead], "seconds": 1.0,
     }  # fmt: skip
+
+
+def test_ratios_come_from_pairs_of_one_round() -> None:
+    # Everything takes twice as long in the second half, of which the minimum of one of them has no sample.
+    read = Samples([1.0, 1.0, 2.0, 2.0], [1.0] * 4)
+    kernel = Samples([4.0, 4.0, 2.5, 2.5], [9.0] * 4)
+    slow = paired({"read": read, "kernel": kernel}, threads=2)
+    assert slow["kernel"]["read"] == pytest.approx((1 / 4 + 2 / 2.5) / 2)
+    assert slow["read"] == {"read": 1.0, "kernel": pytest.approx((4 + 1.25) / 2)}
+    assert paired({"read": read, "kernel": kernel}, threads=1)["kernel"]["read"] == pytest.approx((1 / 4 + 1 / 2.5) / 2)
+
+
+def test_a_cpu_report_shows_the_paired_ratios_where_it_has_them() -> None:
+    report = gpu_report() | {"device": "cpu", "threads": 2}
+    line = "| pair | 8 | 1,000 | bf16 | 0% | triton |"
+    assert "as_long" not in json.dumps(report)
+    assert f"{line} 1.00 ms | 4,000.0 | 80% | 91% | 10.0× |" in render(report)
+    report["cases"][0]["results"][1]["as_long"] = {"read only": 0.5, "eager log_softmax": 12.0}
+    assert f"{line} 1.00 ms | 4,000.0 | 50% | 91% | 12.0× |" in render(report)
+    assert "medians over rounds" in render(report)
 
 
 def test_the_grid_is_whole_and_begins_with_the_headline() -> None:

@@ -15,7 +15,7 @@ from stepopsd.experiments.bench.limits import cpu_read, cuda_read
 from stepopsd.experiments.bench.memory import extra_memory, free_memory
 from stepopsd.experiments.bench.problems import Problem, make_problem, required
 from stepopsd.experiments.bench.rows import LINEAR_OPS, PRODUCTS, READS, Case, as_words
-from stepopsd.experiments.bench.timing import Call, Clock, CpuClock, CudaClock, Settings, Staged, interleaved
+from stepopsd.experiments.bench.timing import Call, Clock, CpuClock, CudaClock, Settings, Staged, interleaved, paired
 
 BYTES, MATRICES = "bytes only", "products only"
 
@@ -43,8 +43,10 @@ def measure_gradients(case: Case, device: str, field: Learners, settings: Settin
     calls[record["limit"]](0)  # the others ran when they were checked
     x.refresh()
     clock: Clock = CudaClock() if device == "cuda" else CpuClock()
-    for name, samples in interleaved(clock, calls, settings).items():
-        results[name]["seconds"] = samples.summary()
+    taken = interleaved(clock, calls, settings)
+    ratios = paired(taken, torch.get_num_threads()) if device == "cpu" else {}
+    for name, samples in taken.items():
+        results[name] |= {"seconds": samples.summary()} | ({"as_long": ratios[name]} if ratios else {})
     if device == "cuda":
         record["clocks"] = machine.clocks_under(lambda: calls[record["limit"]](0))
     for learner in able:

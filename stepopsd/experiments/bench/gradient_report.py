@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from stepopsd.experiments.bench.contenders import COMPILED, EAGER
-from stepopsd.experiments.bench.layout import digits, duration, size, table, timed, times, title
+from stepopsd.experiments.bench.layout import as_long, digits, duration, size, table, timed, times, title
 
 SUMMARY = (
     "op", "N", "H", "dtype", "masked", "ours", "time", "rate", "of limit", "memory", "eager", "torch.compile",
@@ -34,33 +35,33 @@ def gradient_summary_row(case: dict[str, Any], report: dict[str, Any]) -> list[s
     if not own:
         return [*shape, *[""] * (len(SUMMARY) - len(shape))]
     name, seconds = min(own.items(), key=lambda item: item[1])
-    eager = min((found[n] for n in EAGER if n in found), default=None)
-    compiled = min((s for n, s in found.items() if n.startswith(COMPILED)), default=None)
+    eager = min((n for n in EAGER if n in found), key=found.__getitem__, default=None)
+    compiled = min((n for n in found if n.startswith(COMPILED)), key=found.__getitem__, default=None)
     known = (case["limit"], *EAGER)
     others = {n: s for n, s in found.items() if n not in ours and n not in known and not n.startswith(COMPILED)}
-    best = min(others.items(), key=lambda item: item[1], default=None)
+    best = min(others, key=others.__getitem__, default=None)
+    longer = partial(as_long, case, report, than=name)
     return [
         *shape, name.removeprefix("stepopsd "), duration(seconds), rate(case, seconds),
-        f"{found[case['limit']] / seconds:.0%}", size(memory[name]), times(eager, seconds), times(compiled, seconds),
-        f"{times(best[1], seconds)} {best[0]}" if best else "", size(memory[best[0]]) if best else "",
+        f"{longer(case['limit']):.0%}", size(memory[name]), times(longer(eager)), times(longer(compiled)),
+        f"{times(longer(best))} {best}" if best else "", size(memory[best]) if best else "",
     ]  # fmt: skip
 
 
 def gradient_detail_rows(case: dict[str, Any], report: dict[str, Any]) -> list[list[str]]:
     """One line per contender, fastest first; errors at the end."""
     found = timed(case, report)
-    eager, least = found.get(EAGER[0]), found[case["limit"]]
     rows = []
     for result in sorted(case["results"], key=lambda r: found.get(r["contender"], float("inf"))):
         name = result["contender"]
         if name not in found:
             rows.append([name, result.get("error", "not timed"), *[""] * (len(DETAILS) - 2)])
             continue
-        spread = result["seconds"]
+        spread, longer = result["seconds"], partial(as_long, case, report, than=name)
         wide = (spread["q3"] - spread["q1"]) / 2 / spread["median"]
         rows.append([
-            name, duration(found[name]), f"{wide:.1%}", rate(case, found[name]), f"{least / found[name]:.0%}",
-            times(eager, found[name]), digits(result.get("difference")), digits(result.get("gradient_difference")),
+            name, duration(found[name]), f"{wide:.1%}", rate(case, found[name]), f"{longer(case['limit']):.0%}",
+            times(longer(EAGER[0])), digits(result.get("difference")), digits(result.get("gradient_difference")),
             size(result.get("extra_bytes")),
         ])  # fmt: skip
     return rows

@@ -18,6 +18,13 @@ def timed(case: dict[str, Any], report: dict[str, Any]) -> dict[str, float]:
     return {r["contender"]: seconds_of(r, report) for r in case["results"] if "seconds" in r}
 
 
+def as_long(case: dict[str, Any], report: dict[str, Any], other: str | None, than: str) -> float | None:
+    """How many times as long as ``than`` the other takes: from pairs of one round where there are any."""
+    paired = next(r.get("as_long", {}) for r in case["results"] if r["contender"] == than)
+    found = timed(case, report)
+    return paired.get(other, found[other] / found[than]) if other in found else None
+
+
 def title(case: dict[str, Any]) -> str:
     """What a case is, in words."""
     width = f", H = {case['hidden']:,}" if case.get("hidden") else ""
@@ -46,9 +53,9 @@ def size(count: int | None) -> str:
     return "" if count is None else f"{count / 2**20:,.1f} MiB"
 
 
-def times(seconds: float | None, of: float) -> str:
-    """How many times longer, empty where not measured."""
-    return "" if seconds is None else f"{seconds / of:.2f}×" if seconds < 9.95 * of else f"{seconds / of:.1f}×"
+def times(ratio: float | None) -> str:
+    """How many times as long, empty where not measured."""
+    return "" if ratio is None else f"{ratio:.2f}×" if ratio < 9.95 else f"{ratio:.1f}×"
 
 
 def digits(value: float | None) -> str:

@@ -25,6 +25,7 @@ from stepopsd.experiments.bench.timing import (
     captured,
     host_seconds,
     interleaved,
+    paired,
 )
 
 # Above this the launches of a call are hidden behind the device's work; graphs would only hold memory.
@@ -57,9 +58,14 @@ def measure(case: Case, device: str, field: Field, settings: Settings) -> dict[s
     calls = {name: _rotating(run, turns) for name, run in runs.items()}
     clock: Clock = CudaClock() if device == "cuda" else CpuClock()
     taken = interleaved(clock, calls, settings)
-    results[READ] |= fastest({name: taken.pop(name) for name in reads}, device)
+    loops = {name: taken.pop(name) for name in reads}
+    results[READ] |= fastest(loops, device)
     for name, samples in taken.items():
         results[name]["seconds"] = samples.summary()
+    if device == "cpu":
+        beside = {READ: loops[results[READ].get("loop", READ)], **taken}
+        for name, ratios in paired(beside, torch.get_num_threads()).items():
+            results[name]["as_long"] = ratios
     if device == "cuda":
         if case.bytes_read < REPLAYED_BYTES:
             for name, call in calls.items():

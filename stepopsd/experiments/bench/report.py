@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import statistics
+from functools import partial
 from typing import Any
 
 from stepopsd.experiments.bench.contenders import COMPILED, EAGER
 from stepopsd.experiments.bench.gradient_report import gradient_sections
-from stepopsd.experiments.bench.layout import digits, duration, size, table, timed, times, title
+from stepopsd.experiments.bench.layout import as_long, digits, duration, size, table, timed, times, title
 from stepopsd.experiments.bench.limits import READ
 from stepopsd.experiments.bench.rows import OPS
 
@@ -55,34 +56,33 @@ def summary_row(case: dict[str, Any], report: dict[str, Any]) -> list[str]:
         return [*shape, *[""] * 8]
     name, seconds = min(entrants.items(), key=lambda item: item[1])
     rate = case["bytes"] / seconds
-    eager = min((found[n] for n in EAGER if n in found), default=None)
+    eager = min((n for n in EAGER if n in found), key=found.__getitem__, default=None)
     others = {n: s for n, s in found.items() if n not in ours and n not in (READ, COMPILED, *EAGER)}
-    best = min(others.items(), key=lambda item: item[1], default=None)
+    best = min(others, key=others.__getitem__, default=None)
+    longer = partial(as_long, case, report, than=name)
     return [
         *shape, name.removeprefix("stepopsd "), duration(seconds), f"{rate / 1e9:,.1f}",
-        f"{found[READ] / seconds:.0%}", f"{rate / report['limits']['copy']:.0%}",
-        times(eager, seconds), times(found.get(COMPILED), seconds),
-        f"{times(best[1], seconds)} {best[0]}" if best else "",
+        f"{longer(READ):.0%}", f"{rate / report['limits']['copy']:.0%}",
+        times(longer(eager)), times(longer(COMPILED)), f"{times(longer(best))} {best}" if best else "",
     ]  # fmt: skip
 
 
 def detail_rows(case: dict[str, Any], report: dict[str, Any]) -> list[list[str]]:
     """One line per contender, fastest first, the read on top; errors at the end."""
     device, found = report["device"], timed(case, report)
-    eager = found.get(EAGER[0])
     rows = []
     for result in sorted(case["results"], key=lambda r: found.get(r["contender"], float("inf"))):
         name = result["contender"]
         if name not in found:
             rows.append([name, result.get("error", "not timed"), *[""] * (len(DETAILS) - 2 + (device == "cuda"))])
             continue
-        spread = result.get("replay_seconds", result["seconds"])
+        spread, longer = result.get("replay_seconds", result["seconds"]), partial(as_long, case, report, than=name)
         launched = device == "cuda" and "replay_seconds" not in result and "host_seconds" in result
         wide = (spread["q3"] - spread["q1"]) / 2 / spread["median"]
         line = [
             name, duration(found[name]) + (" (call)" if launched else ""), f"{wide:.1%}",
-            f"{case['bytes'] / found[name] / 1e9:,.1f}", f"{found[READ] / found[name]:.0%}",
-            times(eager, found[name]), digits(result.get("difference")), size(result.get("extra_bytes")),
+            f"{case['bytes'] / found[name] / 1e9:,.1f}", f"{longer(READ):.0%}",
+            times(longer(EAGER[0])), digits(result.get("difference")), size(result.get("extra_bytes")),
         ]  # fmt: skip
         if device == "cuda":
             host = result.get("host_seconds", 0.0)  # not measured where calls are long
@@ -130,13 +130,15 @@ def _noise(report: dict[str, Any], cases: list[dict[str, Any]]) -> str:
 
 
 def _summary_note(report: dict[str, Any]) -> str:
-    figure = "minima of interleaved samples (with one thread, of CPU time)"
+    figure, ratios = "minima of interleaved samples (with one thread, of CPU time)", ""
+    if any("as_long" in r for case in report["cases"] for r in case.get("results", ())):
+        ratios = " Ratios, *of copy* aside, are medians over rounds of samples of the ratio within the round."
     if _on_gpu(report):
         figure = "medians, of replayed graphs where calls are short"
     return (
         f"Times are {figure}. GB/s counts every logit of active tokens once. *of read*: share of the bandwidth of a "
         "kernel that only reads the same bytes, timed in the same turns; *of copy*: of a large copy. Last columns: "
-        "how many times longer the others take (eager: the faster of two forms; others: other packages)."
+        "how many times longer the others take (eager: the faster of two forms; others: other packages)." + ratios
     )
 
 

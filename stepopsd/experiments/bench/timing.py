@@ -113,6 +113,20 @@ class Samples:
             "samples": len(self.seconds), "cpu": min(self.cpu_seconds),
         }  # fmt: skip
 
+    def rounds(self, threads: int) -> list[float]:
+        """Seconds of every round on a CPU, see ``typical``."""
+        return list(map(min, self.seconds, self.cpu_seconds)) if threads == 1 else self.seconds
+
+
+def paired(taken: Mapping[str, Samples], threads: int) -> dict[str, dict[str, float]]:
+    """Contender -> other contender -> how many times as long the other takes: the median over rounds of the ratio
+    within the round. What changes from one second to the next, such as the speed of a shared memory, meets both."""
+    rounds = {name: samples.rounds(threads) for name, samples in taken.items()}
+    return {
+        name: {other: statistics.median(x / y for x, y in zip(rounds[other], mine, strict=True)) for other in rounds}
+        for name, mine in rounds.items()
+    }
+
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:
     """Lower quartile, median and upper quartile."""
