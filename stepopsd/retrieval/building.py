@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple
 
-from stepopsd.retrieval.corpus import CorpusError, open_corpus, read_passages
+from stepopsd.retrieval.base import Passage
+from stepopsd.retrieval.corpus import CorpusError, open_corpus
+from stepopsd.retrieval.intake import STATE, Intake, Progress, begins, finished_index
 from stepopsd.retrieval.lexical import schema, tantivy
-from stepopsd.retrieval.manifest import NAME, Manifest, check_corpus, read_manifest, write_json, write_manifest
+from stepopsd.retrieval.manifest import Manifest, write_json, write_manifest
 from stepopsd.retrieval.tokens import words
 
 COMMIT_EVERY = 100_000  #: passages; what an interruption can cost
-STATE = "build.json"
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Passages indexed and malformed rows left out so far, and bytes of the corpus read."""
-
-    passages: int
-    skipped: int
-    read_bytes: int
 
 
 def build_index(
@@ -60,83 +51,40 @@ def build_index(
         ImportError: tantivy is not installed.
     """
     corpus, folder = Path(corpus), Path(folder)
+    _check_options(memory_mb, threads, commit_every)
+    if (finished := finished_index(folder, corpus, "tantivy")) is not None:
+        return finished
+    package = tantivy()
+    open_corpus(corpus).close()
+    with _Building(package, folder, memory_mb, threads) as building:
+        intake = Intake(
+            corpus, folder, done=building.rows, sha256=building.sha256, on_bad=on_bad if skip_bad else None
+        )
+        for passage in intake:
+            if intake.is_new:
+                building.add(passage)
+                if intake.rows % commit_every == 0:
+                    building.commit(intake.sha256)
+            if intake.rows % 10_000 == 0:
+                on_progress(intake.progress)
+        if intake.rows > building.committed:
+            building.commit(intake.sha256)
+    on_progress(intake.progress)
+    versions = {name: importlib.metadata.version(name) for name in ("tantivy", "stepopsd")}
+    settings = {"words": building.words}
+    manifest = Manifest("tantivy", intake.rows, intake.skipped, corpus.name, intake.sha256, versions, settings)
+    write_manifest(folder, manifest)
+    (folder / STATE).unlink()
+    return manifest
+
+
+def _check_options(memory_mb: int, threads: int, commit_every: int) -> None:
     if not 1 <= threads <= 8:
         raise ValueError(f"threads must lie in [1, 8], got {threads}")
     if not max(16, 15 * threads) <= memory_mb <= 4096:
         raise ValueError(f"memory_mb must lie in [{max(16, 15 * threads)}, 4096], got {memory_mb}")
     if commit_every < 1:
         raise ValueError(f"commit_every must be at least 1, got {commit_every}")
-    if (folder / NAME).exists():
-        check_corpus(folder, corpus)
-        if (manifest := read_manifest(folder)).kind != "tantivy":
-            raise ValueError(f"{folder} holds a finished {manifest.kind} index: choose another folder")
-        return manifest
-    package = tantivy()
-    open_corpus(corpus).close()
-    state = _open_state(folder)
-    (folder / "tantivy").mkdir(parents=True, exist_ok=True)
-    index = package.Index(schema(), path=str(folder / "tantivy"), sort_by_field="row")
-    done = index.searcher().num_docs
-    noted = next((commit for commit in state if commit.rows == done), None)
-    if done and noted is None:
-        raise ValueError(
-            f"{folder} is damaged: {done} passages were committed, {STATE} does not know of them; delete it"
-        )
-
-    digest, read, skipped, rows, total = hashlib.sha256(), 0, 0, 0, 0
-
-    def note(line: bytes) -> None:
-        nonlocal read
-        digest.update(line)
-        read += len(line)
-
-    def leave_out(error: CorpusError) -> None:
-        nonlocal skipped
-        skipped += 1
-        on_bad(error)
-
-    writer = index.writer(memory_mb << 20, threads)
-    try:
-        for passage in read_passages(corpus, on_bad=leave_out if skip_bad else None, on_bytes=note):
-            rows += 1
-            if rows > done:
-                document = package.Document()
-                document.add_unsigned("row", rows - 1)
-                document.add_bytes("passage", json.dumps([passage.id, passage.title, passage.text]).encode())
-                found = words(f"{passage.title} {passage.text}")
-                total += len(found)
-                document.add_text("words", " ".join(found))
-                writer.add_document(document)
-                if rows % commit_every == 0:
-                    _commit(writer, folder, state, _Commit(rows, total, digest.hexdigest()))
-            elif rows == done and noted is not None:
-                if digest.hexdigest() != noted.sha256:
-                    raise ValueError(
-                        f"{corpus} is not the corpus that the unfinished build in {folder} began with: its first "
-                        f"{done} passages differ; use another folder or delete this one"
-                    )
-                total = noted.words
-            if rows % 10_000 == 0:
-                on_progress(Progress(rows, skipped, read))
-        if not rows:
-            raise ValueError(f"{corpus} holds no passage")
-        if rows < done:
-            raise ValueError(
-                f"{corpus} has {rows} passages, fewer than the {done} that are indexed in {folder} already"
-            )
-        if rows > done:
-            _commit(writer, folder, state, _Commit(rows, total, digest.hexdigest()))
-    except BaseException:
-        writer.rollback()  # to the last commit; leaving the writer to itself could commit what nothing is known of
-        raise
-    finally:
-        writer.wait_merging_threads()
-    on_progress(Progress(rows, skipped, read))
-    versions = {name: importlib.metadata.version(name) for name in ("tantivy", "stepopsd")}
-    manifest = Manifest("tantivy", rows, skipped, corpus.name, digest.hexdigest(), versions, {"words": total})
-    write_manifest(folder, manifest)
-    (folder / STATE).unlink()
-    return manifest
 
 
 class _Commit(NamedTuple):
@@ -147,12 +95,54 @@ class _Commit(NamedTuple):
     sha256: str
 
 
+class _Building:
+    """tantivy's files of an unfinished build; inside a ``with``, what is not committed when it breaks off is gone."""
+
+    def __init__(self, package: Any, folder: Path, memory_mb: int, threads: int) -> None:
+        self._package, self._folder, self._state = package, folder, _open_state(folder)
+        (folder / "tantivy").mkdir(parents=True, exist_ok=True)
+        index = package.Index(schema(), path=str(folder / "tantivy"), sort_by_field="row")
+        self.rows = self.committed = index.searcher().num_docs
+        noted = next((commit for commit in self._state if commit.rows == self.rows), _Commit(0, 0, ""))
+        if self.rows != noted.rows:
+            raise ValueError(
+                f"{folder} is damaged: {self.rows} passages were committed, {STATE} does not know of them; delete it"
+            )
+        self.words, self.sha256 = noted.words, noted.sha256
+        self._writer = index.writer(memory_mb << 20, threads)
+
+    def __enter__(self) -> _Building:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is not None:
+                self._writer.rollback()  # leaving the writer to itself could commit what nothing is known of
+        finally:
+            self._writer.wait_merging_threads()
+
+    def add(self, passage: Passage) -> None:
+        """Index the next passage."""
+        found = words(f"{passage.title} {passage.text}")
+        document = self._package.Document()
+        document.add_unsigned("row", self.rows)
+        document.add_bytes("passage", json.dumps([passage.id, passage.title, passage.text]).encode())
+        document.add_text("words", " ".join(found))
+        self._writer.add_document(document)
+        self.rows += 1
+        self.words += len(found)
+
+    def commit(self, sha256: str) -> None:
+        """Keep what was added; ``sha256`` is that of the corpus up to here."""
+        _commit(self._writer, self._folder, self._state, _Commit(self.rows, self.words, sha256))
+        self.committed = self.rows
+
+
 def _open_state(folder: Path) -> list[_Commit]:
     """Every commit that was made or about to be made."""
-    if not (folder / STATE).exists():
-        if folder.exists() and any(folder.iterdir()):
-            raise ValueError(f"{folder} is not empty and holds no index: choose a new folder")
-        folder.mkdir(parents=True, exist_ok=True)
+    if begins(folder):
         write_json(folder / STATE, [])
     try:
         stored = json.loads((folder / STATE).read_text())

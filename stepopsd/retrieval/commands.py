@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 from stepopsd.retrieval.base import Passage
-from stepopsd.retrieval.building import Progress, build_index
+from stepopsd.retrieval.building import build_index
 from stepopsd.retrieval.corpus import CorpusError
 from stepopsd.retrieval.dense_building import DenseOptions, build_dense_index
+from stepopsd.retrieval.intake import Progress
 from stepopsd.retrieval.manifest import check_corpus
 from stepopsd.retrieval.opening import open_index, open_retriever
 from stepopsd.retrieval.server import ServerLimits, serve

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -14,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from stepopsd.retrieval.base import Passage
-from stepopsd.retrieval.building import STATE, Progress
-from stepopsd.retrieval.corpus import CorpusError, open_corpus, read_passages
+from stepopsd.retrieval.corpus import CorpusError, open_corpus
 from stepopsd.retrieval.dense import INDEX, OFFSETS, PASSAGES, faiss
 from stepopsd.retrieval.encoder import Encoder, EncoderOptions
-from stepopsd.retrieval.manifest import NAME, Manifest, check_corpus, read_manifest, write_json, write_manifest
+from stepopsd.retrieval.intake import STATE, Intake, Progress, begins, finished_index
+from stepopsd.retrieval.manifest import Manifest, write_json, write_manifest
 
 VECTORS = "vectors.f32"
 _TRAINED_ON = 262_144  # vectors at most, evenly spread over the corpus
@@ -98,61 +97,35 @@ def build_dense_index(
         "encoder": asdict(options.encoder), "encoder_sha256": model.sha256, "dimension": model.dimension,
         "faiss": options.faiss, "nprobe": options.nprobe,
     }  # fmt: skip
-    if (folder / NAME).exists():
-        check_corpus(folder, corpus)
-        return _require_same(read_manifest(folder), settings, folder)
+    if (finished := finished_index(folder, corpus, "faiss")) is not None:
+        _compare(finished.settings, settings, f"the index in {folder}")
+        return finished
     building = _Building.open(folder, settings)
-    digest, read, skipped, rows = hashlib.sha256(), 0, 0, 0
+    intake = Intake(corpus, folder, done=building.rows, sha256=building.sha256, on_bad=on_bad if skip_bad else None)
     block: list[Passage] = []
 
-    def note(line: bytes) -> None:
-        nonlocal read
-        digest.update(line)
-        read += len(line)
-
-    def leave_out(error: CorpusError) -> None:
-        nonlocal skipped
-        skipped += 1
-        on_bad(error)
-
     def commit() -> None:
-        building.add(block, model.passages(block), digest.hexdigest())
+        building.add(block, model.passages(block), intake.sha256)
         block.clear()
-        on_progress(Progress(rows, skipped, read))
+        on_progress(intake.progress)
 
-    done = building.rows
-    for passage in read_passages(corpus, on_bad=leave_out if skip_bad else None, on_bytes=note):
-        rows += 1
-        if rows > done:
+    for passage in intake:
+        if intake.is_new:
             block.append(passage)
             if len(block) == options.commit_every:
                 commit()
-        elif rows == done and digest.hexdigest() != building.sha256:
-            raise ValueError(
-                f"{corpus} is not the corpus that the unfinished build in {folder} began with: its first {done} "
-                "passages differ; use another folder or delete this one"
-            )
-    if not rows:
-        raise ValueError(f"{corpus} holds no passage")
-    if rows < done:
-        raise ValueError(f"{corpus} has {rows} passages, fewer than the {done} that are indexed in {folder} already")
     if block:
         commit()
-    _assemble(package, folder, rows, settings)
+    _assemble(package, folder, intake.rows, settings)
     versions = {name: importlib.metadata.version(name) for name in ("transformers", "stepopsd")}
     versions["faiss"] = package.__version__
     where = str(Path(encoder).resolve()) if Path(encoder).is_dir() else str(encoder)
-    manifest = Manifest("faiss", rows, skipped, corpus.name, digest.hexdigest(), versions, settings, encoder=where)
+    manifest = Manifest(
+        "faiss", intake.rows, intake.skipped, corpus.name, intake.sha256, versions, settings, encoder=where
+    )
     write_manifest(folder, manifest)
     for name in (STATE, VECTORS):
         (folder / name).unlink()
-    return manifest
-
-
-def _require_same(manifest: Manifest, settings: dict[str, Any], folder: Path) -> Manifest:
-    if manifest.kind != "faiss":
-        raise ValueError(f"{folder} holds a finished {manifest.kind} index: choose another folder")
-    _compare(manifest.settings, settings, f"the index in {folder}")
     return manifest
 
 
@@ -173,10 +146,7 @@ class _Building:
     @classmethod
     def open(cls, folder: Path, settings: dict[str, Any]) -> _Building:
         """A new build, or the one that is there already. Raises ValueError where it is one of something else."""
-        if not (folder / STATE).exists():
-            if folder.exists() and any(folder.iterdir()):
-                raise ValueError(f"{folder} is not empty and holds no index: choose a new folder")
-            folder.mkdir(parents=True, exist_ok=True)
+        if begins(folder):
             for name in (VECTORS, PASSAGES):
                 (folder / name).touch()
             np.zeros(1, np.uint64).tofile(folder / OFFSETS)
