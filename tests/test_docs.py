@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.experiments.chromium import document, picture, require_chromium, widths
+from tests.extras import missing
 
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
@@ -25,7 +26,7 @@ def test_links_of_pages_outside_the_site_lead_somewhere(page):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
-    pytest.importorskip("mkdocs", reason="the site needs the docs extra")
+    pytest.importorskip("mkdocs", reason=missing("mkdocs"))
     out = tmp_path_factory.mktemp("site")
     built = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(out)],

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from stepopsd.credit.oar_scores import PROBES, _slope, grad_x_input, oar_g, oar_p, probe_kl
+from tests.extras import missing
 
-transformers = pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers", reason=missing("transformers"))
 
 
 @pytest.fixture(scope="module", params=["plain", "sliding"])

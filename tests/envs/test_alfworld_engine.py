@@ -17,10 +17,11 @@ from stepopsd.envs.alfworld import AlfworldEnv, Engine, engine, memo, walkthroug
 from stepopsd.envs.base import Observation, StepResult, Task
 from stepopsd.envs.pool import InlinePool, ProcessPool
 from stepopsd.envs.replay import replay
+from tests.extras import missing
 
 # Not importorskip: importing alfworld sets ALFWORLD_DATA for the whole test run.
 if find_spec("alfworld") is None:
-    pytest.skip("the text engine is an optional extra", allow_module_level=True)
+    pytest.skip(missing("alfworld"), allow_module_level=True)
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,10 @@ import pytest
 from stepopsd.envs.alfworld import AlfworldEnv, memo
 from stepopsd.envs.alfworld.games import read_game
 from stepopsd.envs.base import Task
+from tests.extras import missing
 
 if find_spec("alfworld") is None:
-    pytest.skip("the text engine is an optional extra", allow_module_level=True)
+    pytest.skip(missing("alfworld"), allow_module_level=True)
 
 #: Two facts of one kind joined, a type with subtypes, a placeholder that no fact binds, one that fits nothing.
 EXTRA_QUERIES = (

@@ -12,6 +12,7 @@ from stepopsd.envs.searchqa import task_of
 from stepopsd.envs.searchqa.chat import SearchChat
 from stepopsd.envs.searchqa.world import bundled_questions
 from stepopsd.envs.verl_rows import data_verl, verl_rows
+from tests.extras import missing
 
 
 def fields(task, **changed):
@@ -20,7 +21,7 @@ def fields(task, **changed):
 
 
 def test_alfworld_is_won_through_its_chat():
-    pytest.importorskip("textworld")
+    pytest.importorskip("textworld", reason=missing("textworld"))
     from stepopsd.envs.alfworld import walkthrough
     from stepopsd.envs.alfworld.chat import AlfworldChat
 
@@ -39,7 +40,7 @@ def test_alfworld_is_won_through_its_chat():
 
 
 def test_alfworld_prompts_hold_a_window_of_past_steps():
-    pytest.importorskip("textworld")
+    pytest.importorskip("textworld", reason=missing("textworld"))
     from stepopsd.envs.alfworld.chat import AlfworldChat
 
     chat = AlfworldChat(think=False, window=1)
@@ -82,13 +83,13 @@ def test_rows_hold_what_the_agent_loop_reads():
 
 
 def test_bundled_games_travel_without_their_paths():
-    pytest.importorskip("textworld")
+    pytest.importorskip("textworld", reason=missing("textworld"))
     (row,) = verl_rows(bundled_tasks("seen")[:1], training=True, bundled=True)
     assert json.loads(row["extra_info"]["task"])["source"] == ""
 
 
 def test_files_are_written_per_split(tmp_path):
-    pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow", reason=missing("pyarrow"))
     import pyarrow.parquet
 
     written = data_verl(tmp_path, env="searchqa", evaluation=("world_nq", "world_popqa"))

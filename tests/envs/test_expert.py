@@ -11,6 +11,7 @@ import pytest
 
 from stepopsd.envs.base import Observation
 from stepopsd.envs.games.expert import HandExpert
+from tests.extras import missing
 
 INTRO = (
     "-= Welcome to TextWorld, ALFRED! =-\n\nYou are in the middle of a room. Looking quickly around you, you see a"
@@ -114,7 +115,7 @@ def play(env, task, *, noise: float, limit: int = 50) -> bool:
 
 
 def test_it_recovers_from_random_actions_in_between(tmp_path):
-    pytest.importorskip("textworld")
+    pytest.importorskip("textworld", reason=missing("textworld"))
     from stepopsd.envs.alfworld import AlfworldEnv
     from stepopsd.envs.games.generator import iter_games
     from stepopsd.envs.games.make import write_task
@@ -125,7 +126,7 @@ def test_it_recovers_from_random_actions_in_between(tmp_path):
 
 
 def test_it_wins_generated_games_as_they_are_drawn(tmp_path):
-    pytest.importorskip("textworld")
+    pytest.importorskip("textworld", reason=missing("textworld"))
     from stepopsd.envs.alfworld import AlfworldEnv
     from stepopsd.envs.games.generator import Difficulty, iter_games
     from stepopsd.envs.games.make import write_task
@@ -146,7 +147,7 @@ OFFICIAL = Path(os.environ.get("ALFWORLD_DATA", "")) / "json_2.1.1"
 
 @pytest.mark.skipif(not OFFICIAL.is_dir(), reason="needs the official games")
 def test_it_wins_official_games():
-    pytest.importorskip("textworld")
+    pytest.importorskip("textworld", reason=missing("textworld"))
     from stepopsd.envs.alfworld import AlfworldEnv, list_tasks
 
     env = AlfworldEnv()

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("textworld")
-pytest.importorskip("alfworld")
+from tests.extras import missing
+
+pytest.importorskip("textworld", reason=missing("textworld"))
+pytest.importorskip("alfworld", reason=missing("alfworld"))
 
 from stepopsd.envs.alfworld import list_tasks
 from stepopsd.envs.base import Task

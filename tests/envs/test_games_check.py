@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("textworld")
-pytest.importorskip("alfworld")
+from tests.extras import missing
+
+pytest.importorskip("textworld", reason=missing("textworld"))
+pytest.importorskip("alfworld", reason=missing("alfworld"))
 
 from stepopsd import cli
 from stepopsd.envs.alfworld import list_tasks

@@ -6,6 +6,7 @@ import pytest
 
 from stepopsd.envs.games.generator import iter_games
 from stepopsd.envs.games.goals import PARAPHRASES, TASK_TYPES, WORDINGS, Goal, goal_text, parse_goal, wordings
+from tests.extras import missing
 
 
 def test_every_drawn_goal_is_read_back():
@@ -33,7 +34,7 @@ def test_tiny_games_keep_to_two_wordings_and_full_ones_use_all(task_type):
 @pytest.mark.parametrize("task_type", TASK_TYPES)
 @pytest.mark.parametrize("suffix", ["", "_slice"])
 def test_official_templates_are_read(task_type, suffix):
-    library = pytest.importorskip("alfworld.gen.goal_library")
+    library = pytest.importorskip("alfworld.gen.goal_library", reason=missing("alfworld"))
     looking = task_type == "look_at_obj_in_light"
     for template in library.gdict[task_type + suffix]["templates"]:
         for recep in ("fridge", "microwave", "sinkbasin", "toiletpaperhanger"):

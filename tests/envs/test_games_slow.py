@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("textworld")
-pytest.importorskip("alfworld")
+from tests.extras import missing
+
+pytest.importorskip("textworld", reason=missing("textworld"))
+pytest.importorskip("alfworld", reason=missing("alfworld"))
 
 from stepopsd.envs.alfworld.official import OFFICIAL_COUNTS
 from stepopsd.envs.games.check import check_games

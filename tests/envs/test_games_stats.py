@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-pytest.importorskip("textworld")
-pytest.importorskip("alfworld")
+from tests.extras import missing
+
+pytest.importorskip("textworld", reason=missing("textworld"))
+pytest.importorskip("alfworld", reason=missing("alfworld"))
 
 from stepopsd.envs.alfworld import AlfworldEnv, walkthrough
 from stepopsd.envs.games.generator import iter_games

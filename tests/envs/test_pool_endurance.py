@@ -17,8 +17,9 @@ from stepopsd.envs.alfworld import AlfworldEnv
 from stepopsd.envs.base import EnvError, Observation, StepResult, Task
 from stepopsd.envs.pool import ProcessPool
 from stepopsd.envs.worker import resident_bytes
+from tests.extras import missing
 
-pytestmark = pytest.mark.skipif(find_spec("alfworld") is None, reason="the text engine is an optional extra")
+pytestmark = pytest.mark.skipif(find_spec("alfworld") is None, reason=missing("alfworld"))
 
 GROUP = 8
 STEPS = 15

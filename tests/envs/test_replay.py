@@ -15,6 +15,7 @@ from stepopsd.envs.base import EnvError, EnvTimeLimit, Observation, StepResult, 
 from stepopsd.envs.pool import InlinePool, ProcessPool
 from stepopsd.envs.replay import Recording, ReplayMismatch, replay
 from tests.envs.fake_envs import FakeEnv, ForgetfulEnv, fake_task
+from tests.extras import missing
 
 TASK = fake_task("game")
 EPISODES = 100
@@ -177,7 +178,7 @@ def _compare_random_episodes(tasks: Callable[[int], Task], episodes: int) -> Non
     assert played == 2 * episodes
 
 
-@pytest.mark.skipif(find_spec("alfworld") is None, reason="the text engine is an optional extra")
+@pytest.mark.skipif(find_spec("alfworld") is None, reason=missing("alfworld"))
 def test_hundred_random_episodes_replay_word_for_word(tiny_tasks: list[Task]) -> None:
     _compare_random_episodes(lambda index: tiny_tasks[index % len(tiny_tasks)], EPISODES)
 

@@ -13,6 +13,7 @@ from stepopsd.envs.searchqa.data import load_questions, question_of_row
 from stepopsd.envs.searchqa.prepare import PUBLISHED_EVALUATION, PUBLISHED_TRAIN, Prepared
 from stepopsd.envs.searchqa.questions import EVALUATION_SETS, make_question, read_questions
 from tests.envs.search_files import flashrag, search_r1, verl_agent, write_lines, write_parquet
+from tests.extras import missing
 
 NQ = make_question("train_3", "nq", "who wrote emma?", ["Jane Austen", "Austen"])
 
@@ -48,7 +49,7 @@ def test_all_forms_give_the_same_question(tmp_path):
 
 @pytest.mark.parametrize("form", [search_r1, verl_agent])
 def test_parquet(tmp_path, form):
-    pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow", reason=missing("pyarrow"))
     rows = [form(source, i, f"question {i}", [f"answer {i}"]) for i in range(3) for source in ("nq", "hotpotqa")]
     found = load_questions(write_parquet(tmp_path / "train.parquet", rows))
     assert [q.data_source for q in found] == ["nq", "hotpotqa"] * 3
@@ -156,7 +157,7 @@ def test_unreachable_hub_says_what_to_do(tmp_path, monkeypatch):
 
 
 def test_hub_files_are_prepared_where_they_can_be_had(tmp_path, monkeypatch):
-    pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow", reason=missing("pyarrow"))
     made = {
         "train.parquet": write_parquet(tmp_path / "train.parquet", [search_r1("nq", 0, "who", ["x"])]),
         "test.parquet": write_parquet(tmp_path / "test.parquet", [search_r1("popqa", 0, "when", ["x"])]),

@@ -8,7 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-pytest.importorskip("pyarrow", reason="episode records are Parquet files and pyarrow is not installed")
+from tests.extras import missing
+
+pytest.importorskip("pyarrow", reason=missing("pyarrow"))
 
 from stepopsd.envs.base import Observation, StepResult
 from stepopsd.experiments.compare import compare_evaluations

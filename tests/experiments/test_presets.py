@@ -22,6 +22,7 @@ from stepopsd.train.config import ModelConfig
 from stepopsd.train.config_io import differences, to_tree
 from stepopsd.train.policy import load_policy
 from tests.experiments.tiny_chat import TEXTS, save_tiny
+from tests.extras import missing
 
 MODELS = {"qwen2.5-3b": ("Qwen/Qwen2.5-3B-Instruct", "qwen2"), "qwen3-1.7b": ("Qwen/Qwen3-1.7B", "qwen3")}
 #: Every line of the published settings for ALFWorld: the paper's own, then SDAR's scripts and the defaults under them.
@@ -200,7 +201,7 @@ def test_unknown_fields_stop_the_command(capsys, tmp_path):
 
 # One update of each: on the official games where they are, else on the bundled ones
 
-needs_engine = pytest.mark.skipif(find_spec("alfworld") is None, reason="alfworld is not installed")
+needs_engine = pytest.mark.skipif(find_spec("alfworld") is None, reason=missing("alfworld"))
 OFFICIAL = Path(os.environ.get("ALFWORLD_DATA", "")) / "json_2.1.1"
 #: Sizes alone: 16 x 8 episodes of 50 steps are for a GPU.
 SMALL = [

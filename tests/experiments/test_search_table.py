@@ -10,6 +10,7 @@ import pytest
 from stepopsd.envs.searchqa.world import bundled_passages
 from stepopsd.experiments.search_table import SEARCH_TABLE, batch_mean, format_search_table, search_table
 from stepopsd.experiments.statistics import wilson_interval
+from tests.extras import missing
 from tests.train.search_toy import config, save_model
 
 
@@ -96,7 +97,7 @@ def test_decodings_are_told_apart():
 
 
 def test_evaluation_writes_the_table_of_what_it_played(tmp_path):
-    pytest.importorskip("pyarrow", reason="episode records are Parquet files and pyarrow is not installed")
+    pytest.importorskip("pyarrow", reason=missing("pyarrow"))
     from stepopsd.experiments.compare import compare_evaluations
     from stepopsd.experiments.evaluate import EPISODES, evaluate, read_episodes
 

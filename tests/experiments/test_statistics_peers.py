@@ -16,9 +16,10 @@ from stepopsd.experiments.statistics import (
     success_interval,
     wilson_interval,
 )
+from tests.extras import missing
 
-stats = pytest.importorskip("scipy.stats")
-proportion = pytest.importorskip("statsmodels.stats.proportion")
+stats = pytest.importorskip("scipy.stats", reason=missing("scipy"))
+proportion = pytest.importorskip("statsmodels.stats.proportion", reason=missing("statsmodels"))
 
 
 @pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])

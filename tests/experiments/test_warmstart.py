@@ -22,6 +22,7 @@ from stepopsd.experiments.warmstart import BUNDLED_MODEL, WarmStartConfig, demo_
 from stepopsd.rollout.contexts import DialogueContext, Prompting
 from stepopsd.text.chat import ChatFormat, decode
 from stepopsd.text.hindsight import number_actions, render_hindsight
+from tests.extras import missing
 
 SMALL = TinyModelConfig(width=16, layers=1, heads=2, mlp=32)
 HINT = render_hindsight(False, number_actions(["go to shelf 1", "take pen 1 from shelf 1"]))
@@ -156,8 +157,8 @@ def test_no_rows_are_refused(model):
 
 @pytest.fixture(scope="module")
 def played():
-    pytest.importorskip("alfworld")
-    pytest.importorskip("textworld")
+    pytest.importorskip("alfworld", reason=missing("alfworld"))
+    pytest.importorskip("textworld", reason=missing("textworld"))
     config = DemonstrationConfig(games=12, plays=2, told=0.5, labelled=0.3)
     return config, [d for found in iter_demonstrations(config) for d in found]
 
@@ -203,8 +204,8 @@ def test_random_actions_are_played_but_not_imitated(played):
 
 @pytest.mark.parametrize("again", [1, 0])
 def test_warm_start_writes_a_model_that_loads(tmp_path, again):
-    pytest.importorskip("alfworld")
-    pytest.importorskip("textworld")
+    pytest.importorskip("alfworld", reason=missing("alfworld"))
+    pytest.importorskip("textworld", reason=missing("textworld"))
     config = WarmStartConfig(
         model=SMALL, demonstrations=DemonstrationConfig(games=4), fit=FitConfig(epochs=1),
         refit=FitConfig(epochs=again), workers=0, threads=1,
@@ -220,7 +221,7 @@ def test_warm_start_writes_a_model_that_loads(tmp_path, again):
 
 
 def test_bundled_model_knows_every_word_of_the_bundled_games():
-    pytest.importorskip("alfworld")
+    pytest.importorskip("alfworld", reason=missing("alfworld"))
     from stepopsd.envs.games.bundle import bundled_games
 
     tokenizer = AutoTokenizer.from_pretrained(BUNDLED_MODEL, local_files_only=True)

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 import pytest
 
 from stepopsd.retrieval.base import Passage
+from tests.extras import missing
 
 NEEDED = ("tantivy", "httpx", "tenacity", "starlette", "uvicorn")
 if os.environ.get("STEPOPSD_REQUIRE_ENGINE"):  # set by `make test`: what is installed there may not be skipped
@@ -64,7 +65,7 @@ def corpus(passages, tmp_path_factory):
 @pytest.fixture(scope="session")
 def index_folder(corpus):
     """The corpus in several segments, as large ones are."""
-    pytest.importorskip("tantivy")
+    pytest.importorskip("tantivy", reason=missing("tantivy"))
     from stepopsd.retrieval.building import build_index
 
     build_index(corpus, corpus.parent / "index", commit_every=400)

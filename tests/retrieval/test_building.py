@@ -9,7 +9,9 @@ import sys
 
 import pytest
 
-pytest.importorskip("tantivy")
+from tests.extras import missing
+
+pytest.importorskip("tantivy", reason=missing("tantivy"))
 
 from stepopsd.retrieval import building
 from stepopsd.retrieval.building import build_index

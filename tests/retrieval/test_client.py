@@ -7,8 +7,10 @@ import time
 
 import pytest
 
-pytest.importorskip("httpx")
-pytest.importorskip("tenacity")
+from tests.extras import missing
+
+pytest.importorskip("httpx", reason=missing("httpx"))
+pytest.importorskip("tenacity", reason=missing("tenacity"))
 
 from stepopsd.retrieval import Passage, RetrieverError, open_retriever
 from stepopsd.retrieval.client import HttpRetriever

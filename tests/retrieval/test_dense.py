@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 
 from stepopsd.cli import main
 from stepopsd.retrieval import Passage, RetrieverError, dense_building, open_retriever
@@ -18,11 +19,11 @@ from stepopsd.retrieval.dense import FaissIndex
 from stepopsd.retrieval.dense_building import DenseOptions, build_dense_index
 from stepopsd.retrieval.encoder import Encoder, EncoderOptions
 from stepopsd.retrieval.manifest import read_manifest
+from tests.extras import missing
 from tests.retrieval.conftest import make_passages, make_queries, write_corpus
 
-pytest.importorskip("faiss")
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("faiss", reason=missing("faiss"))
+transformers = pytest.importorskip("transformers", reason=missing("transformers"))
 
 SMALL = DenseOptions(batch=16, commit_every=32)
 
@@ -322,10 +323,10 @@ def test_build_and_search_from_the_command_line(small, encoder, folder, tmp_path
 
 
 def test_the_server_serves_a_dense_index_like_any_other(folder, index):
-    pytest.importorskip("starlette")
-    pytest.importorskip("uvicorn")
-    pytest.importorskip("tenacity")
-    pytest.importorskip("tantivy")
+    pytest.importorskip("starlette", reason=missing("starlette"))
+    pytest.importorskip("uvicorn", reason=missing("uvicorn"))
+    pytest.importorskip("tenacity", reason=missing("tenacity"))
+    pytest.importorskip("tantivy", reason=missing("tantivy"))
     from stepopsd.retrieval.client import HttpRetriever
     from tests.retrieval.test_faults import serving
 

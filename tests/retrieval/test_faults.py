@@ -17,11 +17,13 @@ from functools import partial
 
 import pytest
 
-pytest.importorskip("tantivy")
-pytest.importorskip("httpx")
-pytest.importorskip("tenacity")
-pytest.importorskip("starlette")
-pytest.importorskip("uvicorn")
+from tests.extras import missing
+
+pytest.importorskip("tantivy", reason=missing("tantivy"))
+pytest.importorskip("httpx", reason=missing("httpx"))
+pytest.importorskip("tenacity", reason=missing("tenacity"))
+pytest.importorskip("starlette", reason=missing("starlette"))
+pytest.importorskip("uvicorn", reason=missing("uvicorn"))
 
 import httpx
 

@@ -9,7 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-pytest.importorskip("tantivy")
+from tests.extras import missing
+
+pytest.importorskip("tantivy", reason=missing("tantivy"))
 
 from stepopsd.retrieval import Passage, RetrieverError, lexical, open_retriever
 from stepopsd.retrieval.building import build_index

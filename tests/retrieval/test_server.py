@@ -9,8 +9,10 @@ import time
 
 import pytest
 
-pytest.importorskip("starlette")
-pytest.importorskip("httpx")
+from tests.extras import missing
+
+pytest.importorskip("starlette", reason=missing("starlette"))
+pytest.importorskip("httpx", reason=missing("httpx"))
 
 import httpx
 

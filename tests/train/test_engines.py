@@ -19,10 +19,11 @@ from stepopsd.train.config import RolloutConfig
 from stepopsd.train.config_io import dump_config
 from stepopsd.train.engine_config import VllmConfig
 from stepopsd.train.trainer import Trainer
+from tests.extras import missing
 from tests.rollout import fake_vllm
 from tests.train.test_trainer import config, log, train
 
-needs_httpx = pytest.mark.skipif(importlib.util.find_spec("httpx") is None, reason="httpx is not installed")
+needs_httpx = pytest.mark.skipif(importlib.util.find_spec("httpx") is None, reason=missing("httpx"))
 
 
 @pytest.fixture
@@ -185,7 +186,8 @@ def test_what_is_not_installed_is_named_with_its_extra(model, tmp_path, monkeypa
 
 
 def test_continuous_batching_samples_with_the_weights_of_the_update(model, tmp_path):
-    pytest.importorskip("transformers.generation.continuous_batching")
+    continuous = "transformers.generation.continuous_batching"
+    pytest.importorskip(continuous, reason="transformers without continuous batching")
     trainer = train(config(tmp_path / "run", model, rollout={"engine": "continuous"}, optim={"updates": 2}))
     assert all(record["sampler_gap_max"] < 1e-4 for record in log(trainer))
 

@@ -11,6 +11,7 @@ import torch
 from stepopsd.train.checkpoint import checkpoints
 from stepopsd.train.lora_config import LoraConfig
 from stepopsd.train.policy import load_policy
+from tests.extras import missing
 from tests.train.toy import config
 
 LORA = {"rank": 4, "alpha": 8.0}
@@ -27,7 +28,7 @@ def train(run):
 
 @pytest.fixture
 def peft():
-    return pytest.importorskip("peft")
+    return pytest.importorskip("peft", reason=missing("peft"))
 
 
 @pytest.fixture

@@ -9,10 +9,11 @@ import yaml
 
 from stepopsd.experiments.demo import PRESET
 from stepopsd.experiments.warmstart import BUNDLED_MODEL
+from tests.extras import missing
 from tests.train.method_cases import METHODS, train_two_updates
 
 # Not importorskip: importing alfworld sets ALFWORLD_DATA for the whole test run.
-pytestmark = pytest.mark.skipif(find_spec("alfworld") is None, reason="the engine is not installed")
+pytestmark = pytest.mark.skipif(find_spec("alfworld") is None, reason=missing("alfworld"))
 
 JOINED = {
     "rlsd+sdar": ("--credit.name rlsd+sdar", "rlsd/weight/std"),

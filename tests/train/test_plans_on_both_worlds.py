@@ -13,6 +13,7 @@ from stepopsd.experiments.demo import PRESET
 from stepopsd.experiments.tiny_model import TinyModelConfig, build_model, build_tokenizer, save, vocabulary
 from stepopsd.experiments.warmstart import BUNDLED_MODEL
 from stepopsd.train.config_io import dump_config
+from tests.extras import missing
 from tests.train.search_toy import config
 
 #: ``credit.name`` -> a metric that is not 0 where the method did something.
@@ -35,7 +36,7 @@ WORDS = "<search> </search> <answer> </answer> look go take"
 @pytest.fixture(scope="module")
 def alfworld(tmp_path_factory):
     if find_spec("alfworld") is None:
-        pytest.skip("the engine is not installed")
+        pytest.skip(missing("alfworld"))
     tree = yaml.safe_load(PRESET.read_text())
     tree["env"] |= {"train_games": 2, "eval_splits": [], "max_steps": 10, "workers": 0}
     tree["rollout"] |= {"groups": 2, "group_size": 4}

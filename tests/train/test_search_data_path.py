@@ -6,8 +6,10 @@ import json
 
 import pytest
 
-pytest.importorskip("pyarrow", reason="the sample files are Parquet and pyarrow is not installed")
-pytest.importorskip("tantivy", reason="the index needs tantivy")
+from tests.extras import missing
+
+pytest.importorskip("pyarrow", reason=missing("pyarrow"))
+pytest.importorskip("tantivy", reason=missing("tantivy"))
 
 from stepopsd import cli
 from stepopsd.envs.searchqa import question_of

@@ -11,11 +11,13 @@ import zlib
 
 import pytest
 
-pytest.importorskip("tantivy")
-pytest.importorskip("httpx")
-pytest.importorskip("tenacity")
-pytest.importorskip("starlette")
-pytest.importorskip("uvicorn")
+from tests.extras import missing
+
+pytest.importorskip("tantivy", reason=missing("tantivy"))
+pytest.importorskip("httpx", reason=missing("httpx"))
+pytest.importorskip("tenacity", reason=missing("tenacity"))
+pytest.importorskip("starlette", reason=missing("starlette"))
+pytest.importorskip("uvicorn", reason=missing("uvicorn"))
 
 from stepopsd.cli import main
 from stepopsd.envs.searchqa.protocol import SearchPrompting, parse_response

@@ -21,19 +21,22 @@ from stepopsd.train.logging_config import LoggingConfig
 from stepopsd.train.progress import Progress
 from stepopsd.train.trackers import Trackers, require_trackers
 from stepopsd.train.trainer import Trainer
+from tests.extras import missing
 from tests.train.toy import config
 
 
 def read_events(folder):
     """Tag -> [(step, value)] as TensorBoard's own reader sees them."""
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason=missing("tensorboard")
+    )
     events = accumulator.EventAccumulator(str(folder))
     events.Reload()
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
 def test_tensorboard_holds_the_metrics_of_an_interrupted_run_once(model, tmp_path):
-    pytest.importorskip("tensorboard")
+    pytest.importorskip("tensorboard", reason=missing("tensorboard"))
     run = config(
         tmp_path / "run", model, optim={"updates": 2}, checkpoint_every=1, logging={"trackers": ["tensorboard"]},
         eval={"every": 2},
@@ -94,7 +97,7 @@ def test_hosted_trackers_get_one_run_that_goes_on(state, monkeypatch, tmp_path, 
 
 
 def test_weights_and_biases_offline_for_real(state, monkeypatch, tmp_path):
-    pytest.importorskip("wandb")
+    pytest.importorskip("wandb", reason=missing("wandb"))
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     run = from_tree(RunConfig, {"run_dir": str(tmp_path / "run"), "logging": {"trackers": ["wandb"]}})

@@ -9,8 +9,10 @@ import pytest
 import yaml
 from transformers import AutoTokenizer
 
-pytest.importorskip("textworld")
-pytest.importorskip("alfworld")
+from tests.extras import missing
+
+pytest.importorskip("textworld", reason=missing("textworld"))
+pytest.importorskip("alfworld", reason=missing("alfworld"))
 
 from stepopsd.envs.alfworld import AlfworldEnv
 from stepopsd.envs.games.generator import iter_games

@@ -12,9 +12,10 @@ import torch
 
 from stepopsd.experiments.tiny_model import TinyModelConfig, build_model
 from stepopsd.experiments.warmstart import BUNDLED_MODEL
+from tests.extras import missing
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-trl = pytest.importorskip("trl", reason="TRL is not installed: pip install 'stepopsd[trl]'")
+trl = pytest.importorskip("trl", reason=missing("trl"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from tests.examples.loading import example
+from tests.extras import missing
 from tests.integrations.trl.conftest import luck
 
-pytest.importorskip("trl")
-pytest.importorskip("textworld")
-pytest.importorskip("alfworld")
+pytest.importorskip("trl", reason=missing("trl"))
+pytest.importorskip("textworld", reason=missing("textworld"))
+pytest.importorskip("alfworld", reason=missing("alfworld"))
 
 
 @pytest.fixture

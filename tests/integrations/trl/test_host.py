@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
-trl = pytest.importorskip("trl")
+from tests.extras import missing
+
+trl = pytest.importorskip("trl", reason=missing("trl"))
 from stepopsd.integrations.trl.host import METHODS, TESTED, check_host, is_unsloth  # noqa: E402
 
 

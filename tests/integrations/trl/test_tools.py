@@ -10,8 +10,9 @@ from transformers import AutoTokenizer
 
 from stepopsd.experiments.tiny_model import TinyModelConfig, build_model, build_tokenizer, vocabulary
 from tests.examples.loading import example
+from tests.extras import missing
 
-pytest.importorskip("trl")
+pytest.importorskip("trl", reason=missing("trl"))
 
 CALL = '<tool_call>\n{"name": "search", "arguments": {"query": "mercury"}}\n</tool_call>'
 

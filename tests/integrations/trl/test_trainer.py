@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from stepopsd.options.credit import CreditConfig
+from tests.extras import missing
 from tests.integrations.trl.conftest import luck
 
-trl = pytest.importorskip("trl")
+trl = pytest.importorskip("trl", reason=missing("trl"))
 from stepopsd.integrations.trl import StepOPSDGRPOTrainer  # noqa: E402
 
 LOSSES = ["dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo", "luspo", "vespo"]

@@ -35,7 +35,7 @@ def test_loading_it_imports_neither_verl_nor_torch():
 
 
 def test_the_entry_point_names_it():
-    tomllib = pytest.importorskip("tomllib")
+    tomllib = pytest.importorskip("tomllib", reason="tomllib comes with Python 3.11")
     pyproject = Path(stepopsd.__file__).parents[1] / "pyproject.toml"
     points = tomllib.loads(pyproject.read_text())["project"]["entry-points"]["verl.plugins"]
     assert points == {"stepopsd": "stepopsd.integrations.verl.plugin"}

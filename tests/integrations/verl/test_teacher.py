@@ -11,6 +11,7 @@ import pytest
 
 from stepopsd.integrations.verl.settings import TeacherSettings
 from stepopsd.integrations.verl.teacher import LiveScorer, ServerScorer, from_completion, sliced
+from tests.extras import missing
 
 
 def verl_answer(ids, temperature=0.0):
@@ -62,7 +63,7 @@ def test_scores_of_other_tokens_are_refused():
 
 
 def served(answer):
-    httpx = pytest.importorskip("httpx")
+    httpx = pytest.importorskip("httpx", reason=missing("httpx"))
     transport = httpx.MockTransport(lambda request: httpx.Response(**answer(request)))
     settings = TeacherSettings("server", url="http://teacher:8000/", model="snapshot")
     return ServerScorer(settings, httpx.AsyncClient(transport=transport))

@@ -23,8 +23,10 @@ pytest.importorskip("verl", reason="verl is not installed: pip install --no-deps
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     trainers = pytest.importorskip("verl.trainer.ppo.v1", reason="verl's trainers cannot be imported")
-    loops = pytest.importorskip("verl.experimental.agent_loop.agent_loop")
-pytest.importorskip("tensordict")
+    loops = pytest.importorskip(
+        "verl.experimental.agent_loop.agent_loop", reason="verl's agent loop cannot be imported"
+    )
+pytest.importorskip("tensordict", reason="tensordict is not installed: verl imports it")
 
 
 def test_verl_is_what_the_adapter_was_written_for():
