@@ -90,7 +90,8 @@ def warm_start_on_expert(run: RunConfig, sft: SftConfig, *, say: Callable[[str],
         games, rows and tokens and the losses.
 
     Raises:
-        ValueError: There is no expert for the environment, the folder holds something else, or no episode was won.
+        ValueError: There is no expert for the environment, the folder holds something else, a game cannot be read or
+            won, prompts exceed the context (all before the expert plays), or no episode was won.
         FileNotFoundError: Games or model are missing.
         BrokenProcessPool: A process that played was killed; the same call goes on.
 
@@ -113,7 +114,9 @@ def warm_start_on_expert(run: RunConfig, sft: SftConfig, *, say: Callable[[str],
         say(f"{out} holds this warm start already")
         return out
     policy = load_policy(run.model, device)
-    rows, counts = _rows(_plays(tasks, run, sft, out), Episodes(run, policy).context, run, len(tasks), say)
+    episodes = Episodes(run, policy)
+    episodes.require_window(tasks)
+    rows, counts = _rows(_plays(tasks, run, sft, out), episodes.context, run, len(tasks), say)
     if not rows:
         raise ValueError(
             f"the {sft.expert} expert left nothing to imitate: it won {counts['won']} of {len(tasks)} games within "

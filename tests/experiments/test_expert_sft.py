@@ -209,6 +209,10 @@ def test_mistakes_are_named_before_anything_is_played(run, capsys, tmp_path):
         SftConfig(noise=1.0)
     with pytest.raises(ValueError, match=r"it won 0 of 2 games within env\.max_steps=1, and 0 rows were longer"):
         warm_start_on_expert(replace(run, env=replace(run.env, max_steps=1)), SftConfig(games=2), say=str)
+    narrow = replace(run, run_dir=str(tmp_path / "narrow"), rollout=replace(run.rollout, max_prompt_tokens=16))
+    with pytest.raises(ValueError, match=r"rollout\.max_prompt_tokens must hold the first prompt .* got 16 where"):
+        warm_start_on_expert(narrow, SftConfig(games=2), say=str)
+    assert not (tmp_path / "narrow-sft/plays.jsonl").exists()
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match="full is not empty and holds no warm start"):

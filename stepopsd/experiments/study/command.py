@@ -58,7 +58,8 @@ def status(
     Args:
         study: A study file or the name of one.
         out: The study's directory.
-        stale_minutes, cells_like: As for run.
+        stale_minutes: As for run.
+        cells_like: As for run.
     """
     plan, root = _open(study, out)
     states = []

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stepopsd.experiments.study import claims
+from stepopsd.experiments.study.inputs import require_inputs
 from stepopsd.experiments.study.plan import Cell, Study
 from stepopsd.train.config import RunConfig
 from stepopsd.train.config_io import differences, dump_config, load_config
@@ -46,10 +47,12 @@ def work(study: Study, root: Path, *, stale_after_s: float = 600.0, at_most: int
         What was done. A failed cell keeps its log and its checkpoints: the next call tries it again from there.
 
     Raises:
-        ValueError: A finished cell was trained with other settings than the study has now.
+        ValueError: A finished cell was trained with other settings than the study has now, or a cell's games,
+            retriever or model are not there (also FileNotFoundError); nothing has been trained then.
         KeyboardInterrupt: The cell under way has stopped at a checkpoint and is released.
     """
     check_finished(study, root)
+    require_inputs(cell for cell in study.cells if not (root / "cells" / cell.name / DONE).is_file())
     finished: list[str] = []
     failed: list[str] = []
     for cell in study.cells:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -92,6 +93,27 @@ def test_methods_may_be_added_to_a_study_that_has_begun(study, tmp_path, trained
     more = read(tmp_path, SOURCE + "  sdar: {credit: {name: sdar}}\n")
     assert len(work.work(more, tmp_path).finished) == 3
     assert len(trained) == before + 3
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            "model: {path: bundled}, env: {games: nowhere/at-all}",
+            "toy, grpo: games root 'nowhere/at-all' is not a folder",
+        ),
+        ("model: {path: bundled}, env: {games: $NO_SUCH_GAMES}", "the environment variable in it is not set"),
+        ("model: {path: bundled}, env: {eval_splits: [unsen]}", "toy, grpo: split 'unsen' not found"),
+        ("model: {path: ./not-made}", "toy, grpo: model.path: no model in ./not-made"),
+        ("model: {path: ''}", "toy, grpo: model.path must name a model directory"),
+    ],
+)
+def test_what_is_not_there_is_told_once_and_nothing_is_trained(tmp_path, trained, given, said):
+    study = read(tmp_path, SOURCE.replace("model: {path: bundled}", given))
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(said)):
+        work.work(study, tmp_path)
+    assert not trained
+    assert not (tmp_path / "cells").exists()
 
 
 def test_training_ends_with_a_worker_that_is_killed(tmp_path):
