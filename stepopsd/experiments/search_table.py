@@ -44,7 +44,7 @@ def search_table(records: Iterable[Record]) -> list[Record]:
         head = {"decoding": "greedy" if temperature == 0 else decoding, "temperature": temperature}
         names = dict.fromkeys(r["kind"] for r in members)
         rows = {name: _figures([r for r in members if r["kind"] == name]) for name in names}
-        as_published = _batch_means(members)
+        as_published = batch_means(members)
         for name, row in rows.items():
             row["em_batch_mean"] = as_published.get(name)
         table += [{"data_source": name, **head, **row} for name, row in rows.items()]
@@ -84,8 +84,15 @@ def batch_mean(scores: Sequence[float], batches: Sequence[int]) -> float:
     return fmean(fmean(part) for part in parts.values())
 
 
-def _batch_means(records: Sequence[Record]) -> dict[str, float]:
-    """Per data source, exact match by ``batch_mean`` with the episodes dealt in their order; {} if any came twice."""
+def batch_means(records: Sequence[Record]) -> dict[str, float]:
+    """Exact match of every data source by ``batch_mean``, the episodes dealt to batches of 512 in their order.
+
+    Args:
+        records: Episodes of one evaluation; those that lost their retriever are left out.
+
+    Returns:
+        Data source -> mean; empty where a question was played more than once.
+    """
     if len({r["task_id"] for r in records}) < len(records):
         return {}
     played = [r for r in records if r["status"] != "infra_error"]

@@ -134,30 +134,35 @@ def student_quantile(freedom: int, confidence: float = 0.95) -> float:
     return math.tan(low) * math.sqrt(freedom)
 
 
-def success_interval(outcomes: Sequence[Sequence[bool]], *, confidence: float = 0.95) -> Interval:
+def success_interval(
+    outcomes: Sequence[Sequence[bool]], *, games: Sequence[Sequence[str]] | None = None, confidence: float = 0.95
+) -> Interval:
     """Success rate of one method on one panel, from one list of episode outcomes per training run.
 
-    With fewer than three runs the band is the Wilson interval of all episodes: it covers the evaluation, not
+    With fewer than three runs the band is ``panel_interval`` of all episodes: it covers the evaluation, not
     a repeat of the training. From three runs on it is the Student interval over the runs' rates, never
-    narrower than the Wilson interval, so that runs which happen to agree do not fake certainty.
+    narrower than that, so that runs which happen to agree do not fake certainty.
 
     Args:
         outcomes: Per run, the episodes' success flags; empty runs are left out.
+        games: Per run, the game of each episode: those of one game, in whatever run, count for as much as they
+            differ. None takes every episode for a game of its own.
         confidence: Coverage in (0, 1).
 
     Returns:
         Mean of the runs' rates with limits inside [0, 1]; NaN between 0 and 1 without episodes.
 
     Raises:
-        ValueError: A confidence outside (0, 1).
+        ValueError: A confidence outside (0, 1), or ``games`` of another shape than ``outcomes``.
 
     Example:
         >>> success_interval([[True, False, True, True]]).estimate
         0.75
     """
+    if games is not None:
+        _check_lengths("games", games, outcomes)
     runs = [np.asarray(run, dtype=bool) for run in outcomes if len(run)]
-    won, played = int(sum(run.sum() for run in runs)), sum(run.size for run in runs)
-    pooled = wilson_interval(won, played, confidence=confidence)
+    pooled = panel_interval(_clusters(outcomes, games), confidence=confidence)
     if not runs:
         return pooled
     rates = np.array([run.mean() for run in runs])
@@ -168,34 +173,76 @@ def success_interval(outcomes: Sequence[Sequence[bool]], *, confidence: float = 
 
 
 def success_by_kind(
-    kinds: Sequence[Sequence[str]], outcomes: Sequence[Sequence[bool]], *, confidence: float = 0.95
+    kinds: Sequence[Sequence[str]],
+    outcomes: Sequence[Sequence[bool]],
+    *,
+    games: Sequence[Sequence[str]] | None = None,
+    confidence: float = 0.95,
 ) -> dict[str, Interval]:
     """``success_interval`` per task type, types in alphabetical order.
 
     Args:
         kinds: Per run, the task type of each episode.
         outcomes: Per run, the success flag of each episode; same shape as ``kinds``.
+        games: As for ``success_interval``.
         confidence: Coverage in (0, 1).
 
     Returns:
         Task type -> interval whose ``n`` is the number of episodes of that type over all runs.
 
     Raises:
-        ValueError: ``kinds`` and ``outcomes`` do not have the same lengths.
+        ValueError: ``kinds``, ``outcomes`` and ``games`` do not have the same lengths.
     """
-    if [len(run) for run in kinds] != [len(run) for run in outcomes]:
-        raise ValueError(
-            f"kinds and outcomes must have equal lengths per run, got {[len(k) for k in kinds]} and "
-            f"{[len(o) for o in outcomes]}"
-        )
+    _check_lengths("kinds", kinds, outcomes)
+    if games is not None:
+        _check_lengths("games", games, outcomes)
     table = {}
     for kind in sorted({kind for run in kinds for kind in run}):
-        chosen = [
-            [won for name, won in zip(names, flags, strict=True) if name == kind]
-            for names, flags in zip(kinds, outcomes, strict=True)
-        ]
-        table[kind] = success_interval(chosen, confidence=confidence)
+        chosen = [[i for i, name in enumerate(names) if name == kind] for names in kinds]
+        won = [[run[i] for i in own] for run, own in zip(outcomes, chosen, strict=True)]
+        played = games and [[run[i] for i in own] for run, own in zip(games, chosen, strict=True)]
+        table[kind] = success_interval(won, games=played, confidence=confidence)
     return table
+
+
+def macro_interval(
+    kinds: Sequence[Sequence[str]],
+    outcomes: Sequence[Sequence[bool]],
+    *,
+    games: Sequence[Sequence[str]] | None = None,
+    confidence: float = 0.95,
+) -> Interval:
+    """Plain mean over task types or question sets, each of them for one vote.
+
+    Args:
+        kinds, outcomes, games, confidence: As for ``success_by_kind``.
+
+    Returns:
+        Mean of the types' rates; the limits add the types' half widths in squares, and from three runs on are never
+        narrower than the Student interval over the runs' means. NaN between 0 and 1 without episodes.
+
+    Raises:
+        ValueError: As ``success_by_kind``.
+
+    Example:
+        >>> macro_interval([["nq", "nq", "nq", "bamboogle"]], [[True, True, True, False]]).estimate
+        0.5
+
+    Source: G. Y. Zou, A. Donner, Statistics in Medicine 27 (2008).
+    """
+    parts = list(success_by_kind(kinds, outcomes, games=games, confidence=confidence).values())
+    if not parts:
+        return wilson_interval(0, 0, confidence=confidence)
+    mean = float(np.mean([part.estimate for part in parts]))
+    below = math.hypot(*(part.estimate - part.low for part in parts)) / len(parts)
+    above = math.hypot(*(part.high - part.estimate for part in parts)) / len(parts)
+    means = [
+        float(np.mean([part.estimate for part in success_by_kind([names], [flags]).values()]))
+        for names, flags in zip(kinds, outcomes, strict=True) if len(flags)
+    ]  # fmt: skip
+    half = _seed_half_width(np.array(means), confidence)
+    low, high = max(0.0, mean - max(below, half)), min(1.0, mean + max(above, half))
+    return Interval(mean, low, high, sum(part.n for part in parts))
 
 
 def success_matrix(runs: Sequence[Mapping[str, Sequence[bool]]], games: Sequence[str]) -> np.ndarray:
@@ -359,6 +406,25 @@ def _seed_half_width(values: np.ndarray, confidence: float) -> float:
 def _points(share: float) -> str:
     text = f"{100 * share:+.1f}"
     return "0.0" if text[1:] == "0.0" else text.replace("-", "−")
+
+
+def _clusters(outcomes: Sequence[Sequence[bool]], games: Sequence[Sequence[str]] | None) -> list[list[bool]]:
+    """The flags of each game over all runs; of each episode without ``games``."""
+    if games is None:
+        return [[won] for run in outcomes for won in run]
+    found: dict[str, list[bool]] = {}
+    for names, flags in zip(games, outcomes, strict=True):
+        for name, won in zip(names, flags, strict=True):
+            found.setdefault(name, []).append(bool(won))
+    return list(found.values())
+
+
+def _check_lengths(name: str, given: Sequence[Sequence[str]], outcomes: Sequence[Sequence[bool]]) -> None:
+    if [len(run) for run in given] != [len(run) for run in outcomes]:
+        raise ValueError(
+            f"{name} and outcomes must have equal lengths per run, got {[len(run) for run in given]} and "
+            f"{[len(run) for run in outcomes]}"
+        )
 
 
 def _check_confidence(confidence: float) -> None:

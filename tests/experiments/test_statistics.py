@@ -9,6 +9,7 @@ import pytest
 
 from stepopsd.experiments.statistics import (
     Interval,
+    macro_interval,
     paired_difference,
     panel_interval,
     student_quantile,
@@ -85,6 +86,32 @@ def test_three_seeds_get_the_student_band_over_seeds():
 def test_seeds_that_agree_do_not_fake_certainty():
     runs = [[True] * 5 + [False] * 5] * 4
     assert success_interval(runs) == wilson_interval(20, 40)
+
+
+def test_one_and_the_same_evaluation_three_times_is_no_more_than_once():
+    flags, games = [True, False, True, True, False, False], ["a", "a", "b", "b", "c", "c"]
+    once = panel_interval([flags[:2], flags[2:4], flags[4:]])
+    thrice = success_interval([flags] * 3, games=[games] * 3)
+    assert (thrice.low, thrice.high) == pytest.approx((once.low, once.high), abs=0.02)
+    alone = success_interval([flags] * 3)
+    assert alone.high - alone.low < 0.7 * (thrice.high - thrice.low), "episodes taken for games of their own"
+    assert success_interval([flags], games=[list("abcdef")]) == wilson_interval(3, 6)
+    with pytest.raises(ValueError, match="games and outcomes must have equal lengths per run"):
+        success_interval([flags], games=[games, games])
+
+
+def test_mean_over_sets_gives_each_set_one_vote():
+    kinds, flags = ["nq"] * 8 + ["bamboogle"] * 2, [True] * 8 + [False, True]
+    games = [str(i) for i in range(10)]
+    found = macro_interval([kinds], [flags], games=[games])
+    parts = success_by_kind([kinds], [flags], games=[games])
+    assert found.estimate == 0.75
+    below = math.hypot(*(part.estimate - part.low for part in parts.values())) / 2
+    assert found.low == pytest.approx(0.75 - below)
+    assert found.n == 10
+    apart = macro_interval([kinds] * 3, [[True] * 10, [False] * 10, flags])
+    assert apart.low == 0.0, "three seeds that disagree"
+    assert math.isnan(macro_interval([], []).estimate)
 
 
 def test_rates_by_kind_count_each_kind_over_all_runs():

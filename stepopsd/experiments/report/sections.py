@@ -52,7 +52,8 @@ def success(methods: Method, folder: Path) -> str:
     if path is None:
         return figure(None, "", absent=NO_EVALUATIONS)
     several = any(len(runs) >= MIN_SEEDS_FOR_SPREAD for runs in methods.values())
-    bands = "Bands: 95 % Wilson intervals of the panel's episodes; they do not cover a repeat of the training."
+    bands = ("Bands: 95 % Wilson intervals of the panel's episodes, those of one game for as much as they differ; "
+             "they do not cover a repeat of the training.")
     if several:
         bands = ("Bands: 95 % Student intervals over seeds where a method has three or more, else Wilson intervals of "
                  "its episodes. Thin lines: single seeds.")

@@ -11,6 +11,7 @@ import numpy as np
 from stepopsd.experiments.report.load import Run
 from stepopsd.experiments.statistics import (
     Interval,
+    macro_interval,
     paired_difference,
     success_by_kind,
     success_interval,
@@ -62,16 +63,36 @@ def outcomes(run: Run, panel: str, update: int) -> dict[str, list[bool]]:
 def success_curve(runs: list[Run], panel: str) -> tuple[list[int], list[Interval]]:
     """Evaluated updates and the success interval after each."""
     updates = evaluated_updates(runs, panel)
-    return updates, [success_interval([_flat(outcomes(run, panel, u)) for run in runs]) for u in updates]
+    return updates, [success_of([outcomes(run, panel, u) for run in runs]) for u in updates]
+
+
+def success_of(played: Sequence[Panel]) -> Interval:
+    """``success_interval`` of one ``outcomes`` per run, in which episodes of a game are alike."""
+    names = [[game for game, flags in panel.items() for _ in flags] for panel in played]
+    return success_interval([_flat(panel) for panel in played], games=names)
 
 
 def kind_rates(runs: list[Run], panel: str, update: int) -> dict[str, Interval]:
     """Success interval per task type after one update."""
-    chosen = [[e for e in run.episodes if e["panel"] == panel and e["update"] == update] for run in runs]
-    return success_by_kind(
-        [[e["kind"] for e in episodes] for episodes in chosen],
-        [[bool(e["success"]) for e in episodes] for episodes in chosen],
-    )
+    return rates_by_kind([[e for e in run.episodes if e["panel"] == panel and e["update"] == update] for run in runs])
+
+
+def rates_by_kind(played: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Interval]:
+    """``success_by_kind`` of one list of episode records per run."""
+    return success_by_kind(*_kinds_and_flags(played), games=_column(played, "task_id"))
+
+
+def macro_of(played: Sequence[Sequence[Mapping[str, Any]]]) -> Interval:
+    """``macro_interval`` of one list of episode records per run."""
+    return macro_interval(*_kinds_and_flags(played), games=_column(played, "task_id"))
+
+
+def _kinds_and_flags(played: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[list[list[str]], list[list[bool]]]:
+    return _column(played, "kind"), [[bool(e["success"]) for e in episodes] for episodes in played]
+
+
+def _column(played: Sequence[Sequence[Mapping[str, Any]]], key: str) -> list[list[str]]:
+    return [[e[key] for e in episodes] for episodes in played]
 
 
 def gain(runs: list[Run], panel: str) -> Interval | None:

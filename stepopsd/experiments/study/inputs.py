@@ -25,7 +25,8 @@ def require_inputs(cells: Iterable[Cell]) -> None:
     """
     checked: set[str] = set()
     for cell in cells:
-        for key, check in ((repr(cell.config.env), _require_tasks), (f"model {cell.config.model.path}", _require_model)):
+        reads = {repr(cell.config.env): _require_tasks, f"model {cell.config.model.path}": _require_model}
+        for key, check in reads.items():
             if key in checked:
                 continue
             checked.add(key)

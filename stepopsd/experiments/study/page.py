@@ -9,8 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from stepopsd.credit import registered
-from stepopsd.experiments.published import SCORED, Published, published
-from stepopsd.experiments.report import diagnostics, plots, sections, text
+from stepopsd.experiments.report import diagnostics, sections, text
 from stepopsd.experiments.report.browser import transcripts_html
 from stepopsd.experiments.report.diagnostics import Chart
 from stepopsd.experiments.report.load import Record, Run
@@ -18,11 +17,11 @@ from stepopsd.experiments.report.page import Section, figure, page
 from stepopsd.experiments.report.recorded import Options, options_of
 from stepopsd.experiments.report.summary import panels
 from stepopsd.experiments.report.text import ABSENT, html, table
-from stepopsd.experiments.statistics import Interval, success_by_kind, success_interval
+from stepopsd.experiments.study.kinds import kinds_section, scoring_notes
 from stepopsd.experiments.study.knobs import Setting, draw_knobs, settings
 from stepopsd.experiments.study.plot import draw_curves
 from stepopsd.experiments.study.records import Runs, baseline_of, read_records, title_of
-from stepopsd.experiments.study.table import Line, last_episodes, lines, says
+from stepopsd.experiments.study.table import Line, lines, says
 
 SPREAD = (
     Chart("Std(Δ)", (("delta/std", ""),)),
@@ -55,7 +54,7 @@ def write_study_page(records: Path, out: Path, *, probes: Sequence[Path] = ()) -
     found = lines(runs, baseline)
     parts = [
         Section("results", "Results", _each(runs, lambda e, m: _results(e, m, found, baseline, out))),
-        Section("types", "Task types", _each(runs, lambda e, m: _kinds(e, m, out)) + _scoring(runs)),
+        Section("types", "Task types", _each(runs, lambda e, m: kinds_section(e, m, out)) + scoring_notes(runs)),
         Section("spread", "Gaps and advantages", _each(runs, lambda e, m: _spread(e, m, out))),
         Section("knobs", "Two knobs", _each(runs, lambda e, m: _knobs(e, m, baseline, out))),
         Section("cost", "Tokens and seconds", _each(runs, lambda e, m: _cost(e, m, out))),
@@ -90,7 +89,8 @@ def _results(environment: str, methods: dict[str, list[Run]], found: Sequence[Li
     path = draw_curves(methods, out / f"curves-{environment}.png") if names else None
     caption = (
         "Mean over training seeds; bands: 95 %, from three seeds on the Student interval over seeds, never narrower "
-        "than the Wilson interval of the episodes. Thin lines: single seeds."
+        "than the Wilson interval in which episodes of one game count for as much as they differ. Thin lines: single "
+        "seeds."
     )
     parts = [figure(path, caption, absent=sections.NO_EVALUATIONS)]
     for panel in names:
@@ -112,85 +112,6 @@ def _results(environment: str, methods: dict[str, list[Run]], found: Sequence[Li
         "true difference that a study of this size would have shown four times in five."
     )
     return "".join(parts) + f'<p class="meta">{note}</p>'
-
-
-def _kinds(environment: str, methods: dict[str, list[Run]], out: Path) -> str:
-    path = plots.draw_kinds(methods, out / f"task_types-{environment}.png")
-    found = {panel: _rates(methods, panel) for panel in panels(methods)}
-    kinds = sorted({k for rows in found.values() for own in rows.values() for k in own} - {"all"}, key=text.kind_order)
-    known = published(_world(methods))
-    columns = [*kinds, "all"]
-    together = bool(kinds) and all(set(kinds) <= set(_columns(known)) for _ in known[:1])
-    if together and known:
-        columns = [name for name in _columns(known) if name in kinds or name == "all"]
-    rows = [
-        [html(method), f"this study, {html(panel)} games", "", *(own.get(kind, ABSENT) for kind in columns)]
-        for panel, methods_ in found.items() for method, own in methods_.items()
-    ]  # fmt: skip
-    quoted = [_quoted(row, columns if together else _columns(known)) for row in known]
-    caption = "Ring: first evaluation, filled: last, bar: 95 % interval of the last."
-    drawn = figure(path, caption, absent=sections.NO_EVALUATIONS)
-    if together:
-        return drawn + _kind_table(columns, rows, quoted)
-    body = drawn + _kind_table(columns, rows, [])
-    if quoted:
-        body += "<p>Published figures on the tasks that these are built after:</p>"
-        body += _kind_table(_columns(known), [], quoted)
-    return body
-
-
-def _kind_table(columns: Sequence[str], rows: list[list[str]], quoted: list[list[str]]) -> str:
-    names = {"all": "all", "2wikimultihopqa": "2wiki"}
-    head = ["method", "measured on", "scored", *(html(names.get(c, text.kind_name(c))) for c in columns)]
-    return table(head, [*rows, *quoted], numeric_from=3, quoted_from=len(rows), tight=True)
-
-
-def _quoted(row: Published, columns: Sequence[str]) -> list[str]:
-    cells = []
-    for name in columns:
-        value = row.values.get(name)
-        corrected = (row.corrected or {}).get(name)
-        cell = ABSENT if value is None else f"{value:.1f}"
-        cells.append(cell + (f" <small>[{corrected:.1f}]</small>" if corrected is not None else ""))
-    scored = "".join(f"<sup>{html(key)}</sup>" for key in row.scored)
-    return [html(row.method), f"{html(row.model)} <small>{html(row.source)}</small>", scored, *cells]
-
-
-def _columns(known: Sequence[Published]) -> list[str]:
-    return list(dict.fromkeys(name for row in known for name in row.values))
-
-
-def _rates(methods: dict[str, list[Run]], panel: str) -> dict[str, dict[str, str]]:
-    """Method -> task type -> success at the last evaluation, with ``all``."""
-    rows = {}
-    for method, members in methods.items():
-        chosen = [last_episodes(run, panel) for run in members]
-        flags = [[bool(e["success"]) for e in run] for run in chosen]
-        own = success_by_kind([[e["kind"] for e in run] for run in chosen], flags)
-        rows[method] = {kind: _cell(rate) for kind, rate in {**own, "all": success_interval(flags)}.items()}
-    return rows
-
-
-def _cell(rate: Interval) -> str:
-    return f"{100 * rate.estimate:.1f} <small>{100 * rate.low:.0f}–{100 * rate.high:.0f}</small>"
-
-
-def _scoring(runs: Runs) -> str:
-    """How the figures of the table were scored, this study's first."""
-    used = {key for methods in runs.values() for row in published(_world(methods)) for key in row.scored}
-    settings_ = next(run for methods in runs.values() for members in methods.values() for run in members)
-    temperature = settings_.setting("eval.temperature")
-    own = (
-        "This study: per cent with 95 % limits, fixed panels, the last evaluation of every seed"
-        + (f", sampled at temperature {temperature:g}" if isinstance(temperature, (int, float)) else "")
-        + ". Its model and games are its own: published figures stand beside it for orientation, not for comparison."
-    )
-    notes = "".join(f"<li><sup>{key}</sup> {html(SCORED[key])}</li>" for key in sorted(used))
-    return f'<p class="meta">{html(own)}</p>' + (f'<ul class="meta">{notes}</ul>' if notes else "")
-
-
-def _world(methods: dict[str, list[Run]]) -> str:
-    return str(next(iter(methods.values()))[0].setting("env.name", ""))
 
 
 def _spread(environment: str, methods: dict[str, list[Run]], out: Path) -> str:

@@ -11,8 +11,7 @@ from matplotlib.ticker import EngFormatter
 
 from stepopsd.experiments.report import theme
 from stepopsd.experiments.report.load import Run
-from stepopsd.experiments.report.summary import outcomes, panels
-from stepopsd.experiments.statistics import success_interval
+from stepopsd.experiments.report.summary import outcomes, panels, success_of
 
 
 def draw_curves(methods: dict[str, list[Run]], path: Path) -> Path:
@@ -44,16 +43,16 @@ def _curve(axis: Axes, index: int, runs: list[Run], panel: str) -> None:
     colour = theme.colour(index)
     for curve in curves if len(curves) > 1 else []:
         places = [tokens for tokens, _ in curve]
-        axis.plot(places, [np.mean(won) for _, won in curve], color=colour, alpha=0.3, linewidth=0.8)
+        rates = [np.mean([won for flags in games.values() for won in flags]) for _, games in curve]
+        axis.plot(places, rates, color=colour, alpha=0.3, linewidth=0.8)
     places = [float(np.mean([curve[i][0] for curve in curves])) for i in range(length)]
-    bands = [success_interval([curve[i][1] for curve in curves]) for i in range(length)]
+    bands = [success_of([curve[i][1] for curve in curves]) for i in range(length)]
     axis.fill_between(places, [b.low for b in bands], [b.high for b in bands], color=colour, alpha=0.13, linewidth=0)
     axis.plot(places, [b.estimate for b in bands], color=colour, marker=theme.marker(index), markersize=4.5)
 
 
-def _points(run: Run, panel: str) -> list[tuple[float, list[bool]]]:
-    """(tokens sampled so far, success flags) per evaluation."""
+def _points(run: Run, panel: str) -> list[tuple[float, dict[str, list[bool]]]]:
+    """(tokens sampled so far, success flags of every game) per evaluation."""
     updates, tokens = run.series("tokens/generated")
     played = sorted({e["update"] for e in run.episodes if e["panel"] == panel})
-    flags = [[won for game in outcomes(run, panel, u).values() for won in game] for u in played]
-    return [(float(tokens[updates <= u].sum()), won) for u, won in zip(played, flags, strict=True)]
+    return [(float(tokens[updates <= u].sum()), outcomes(run, panel, u)) for u in played]

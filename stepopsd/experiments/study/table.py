@@ -8,15 +8,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from stepopsd.experiments.report.load import Run
-from stepopsd.experiments.report.summary import outcomes, panels
+from stepopsd.experiments.report.summary import outcomes, panels, rates_by_kind, success_of
 from stepopsd.experiments.report.text import amount, kind_name, kind_order, signed
 from stepopsd.experiments.statistics import (
     MIN_SEEDS_FOR_SPREAD,
     Interval,
     detectable,
     paired_difference,
-    success_by_kind,
-    success_interval,
     success_matrix,
 )
 from stepopsd.experiments.study.records import Runs
@@ -83,8 +81,8 @@ def _line(environment: str, panel: str, method: str, members: list[Run], compare
     return Line(
         environment=environment, panel=panel, method=method, seeds=len(members),
         episodes=max((sum(map(len, end.values())) for end in ends), default=0),
-        first=success_interval([_flat(start) for start in starts]),
-        last=success_interval([_flat(end) for end in ends]),
+        first=success_of(starts),
+        last=success_of(ends),
         difference=difference,
         adjusted=final_difference(compared, members, panel, confidence=1 - (1 - CONFIDENCE) / max(1, others)),
         detectable=detectable(difference) if difference else math.nan,
@@ -168,10 +166,7 @@ def _kind_rows(methods: dict[str, list[Run]]) -> list[str]:
     rows = ["| panel | method | " + " | ".join(map(kind_name, kinds)) + " |", "|---|---|" + "---:|" * len(kinds)]
     for panel in names:
         for method, runs in methods.items():
-            chosen = [last_episodes(run, panel) for run in runs]
-            found = success_by_kind(
-                [[e["kind"] for e in run] for run in chosen], [[bool(e["success"]) for e in run] for run in chosen]
-            )
+            found = rates_by_kind([last_episodes(run, panel) for run in runs])
             cells = [rate(found[kind]) if kind in found else "–" for kind in kinds]
             rows.append(f"| {panel} | {method} | " + " | ".join(cells) + " |")
     return rows
@@ -180,7 +175,8 @@ def _kind_rows(methods: dict[str, list[Run]]) -> list[str]:
 def _legend(baseline: str) -> list[str]:
     return [
         "Success in per cent with 95 % limits: from three seeds on the Student interval over training runs, never "
-        "narrower than the Wilson interval of their episodes. Difference: percentage points to "
+        "narrower than the Wilson interval in which episodes of one game count for as much as they differ. Difference: "
+        "percentage points to "
         f"{baseline} at the last evaluation, paired by training seed and game, 95 % cluster bootstrap over games and "
         "seeds, from three seeds on never narrower than the Student interval over seeds. Shows from: the true "
         "difference in points that a study of this size would have shown with probability 0.8. Sampled, forwarded, by "
@@ -210,10 +206,6 @@ def _updates(run: Run, panel: str) -> list[int]:
 def last_episodes(run: Run, panel: str) -> list[dict[str, Any]]:
     updates = _updates(run, panel)
     return [e for e in run.episodes if updates and e["panel"] == panel and e["update"] == updates[-1]]
-
-
-def _flat(games: dict[str, list[bool]]) -> list[bool]:
-    return [won for flags in games.values() for won in flags]
 
 
 def _mean(values: Sequence[float]) -> float:
