@@ -137,9 +137,18 @@ def footer(report: dict[str, Any]) -> str:
         "one round of samples. off by: largest difference from float64.",
         "of limit: of the bytes or matrix products that an op with gradients cannot do without.",
         "memory: peak beyond the inputs, gradients included.",
+        *(text for case in report["cases"] if (text := _read_loops(case))),
         *(f"not here: {name}: {reason}" for name, reason in report["absent"].items()),
     ]
     return "\n".join(lines)
+
+
+def _read_loops(case: dict[str, Any]) -> str:
+    """GB/s of every way to read, of which the fastest is the limit."""
+    loops = next((r["loops"] for r in case["results"] if "loops" in r), {})
+    rate = {name.removeprefix(f"{READ}: "): case["bytes"] / seconds / 1e9 for name, seconds in loops.items()}
+    rates = (f"{gigabytes:.1f} ({name})" for name, gigabytes in rate.items())
+    return f"{case['op']}, ways to read, GB/s: {', '.join(rates)}." if loops else ""
 
 
 def _device(device: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -11,6 +12,8 @@ from typing import Any, Protocol
 import torch
 
 Call = Callable[[int], object]  # takes the number of the call, to rotate inputs
+
+SHORT_CALL = 0.05  # seconds
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,8 @@ def typical(summary: Mapping[str, float], device: str, threads: int | None) -> f
 
 
 def interleaved(clock: Clock, calls: Mapping[str, Call], settings: Settings) -> dict[str, Samples]:
-    """Time every call in every round, each round starting with another one, so that drift meets all alike.
+    """Time every call in every round, in a new order each time, so that drift and what the one before left behind meet
+    all alike. A short call is made once before its sample: freed memory, for example, is cleared by the system later.
 
     Args:
         clock: How to time.
@@ -158,12 +162,14 @@ def interleaved(clock: Clock, calls: Mapping[str, Call], settings: Settings) -> 
     begin = time.perf_counter()
     repeats = {name: _repeats(clock, call, settings.sample_seconds) for name, call in calls.items()}
     samples = {name: Samples() for name in calls}
-    names = list(calls)
+    names, shuffled = list(calls), random.Random(0)
     for number in range(settings.rounds):
         if number >= 3 and time.perf_counter() - begin > settings.seconds:
             break
-        turn = number % max(1, len(names))
-        for name in names[turn:] + names[:turn]:
+        shuffled.shuffle(names)
+        for name in names:
+            if samples[name].seconds and samples[name].seconds[-1] < SHORT_CALL:
+                calls[name](repeats[name])
             took, cpu = clock.elapsed(calls[name], repeats[name])
             samples[name].seconds.append(took / repeats[name])
             samples[name].cpu_seconds.append(cpu / repeats[name])
