@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -104,3 +105,20 @@ def teach(
     torch.nn.Module.to(policy, "cpu", torch.bfloat16)
     save(policy, tokenizer, out)
     return Path(out)
+
+
+def add_training_options(parser: argparse.ArgumentParser, model: TinyModelConfig, *, lr: float, threads: int) -> None:
+    """Command-line options of a warm start that say what learns, how fast and where."""
+    parser.add_argument("--threads", type=int, default=threads, help="of the training; 0: torch's own number")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--lr", type=float, default=lr)
+    for size in _SIZES:
+        parser.add_argument(f"--{size}", type=int, default=getattr(model, size))
+
+
+def chosen_model(model: TinyModelConfig, chosen: argparse.Namespace) -> TinyModelConfig:
+    """``model`` with the sizes that were chosen by ``add_training_options``."""
+    return replace(model, **{size: getattr(chosen, size) for size in _SIZES})
+
+
+_SIZES = ("width", "layers", "heads", "mlp")

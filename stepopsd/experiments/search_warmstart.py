@@ -18,7 +18,7 @@ from stepopsd.envs.searchqa.env import LAST_TURN, NO_ACTION, NO_RESULT
 from stepopsd.envs.searchqa.world import LEVELS, WorldConfig, bundled_passages, bundled_questions, make_world
 from stepopsd.envs.searchqa.world.make import WORLD_SETS
 from stepopsd.envs.searchqa.world.relations import RELATIONS, VALUES
-from stepopsd.experiments.lessons import teach, training_row
+from stepopsd.experiments.lessons import add_training_options, chosen_model, teach, training_row
 from stepopsd.experiments.search_demonstrations import (
     SearchDemonstrationConfig,
     iter_search_demonstrations,
@@ -43,6 +43,8 @@ class SearchWarmStartConfig:
         school_fit: How the former are learned; no ``worlds`` there leaves them out.
         observation_weight: Loss weight of what the environment says, relative to imitated actions.
         seed: Seeds worlds, carelessness, parameters and row order.
+        threads: Threads of the training; 0 leaves torch's own number.
+        device: Where the training runs, as torch names it.
     """
 
     model: TinyModelConfig = field(default_factory=TinyModelConfig)
@@ -53,6 +55,8 @@ class SearchWarmStartConfig:
     fit: FitConfig = field(default_factory=lambda: FitConfig(epochs=1, warmup_steps=20, batch_tokens=1024))
     observation_weight: float = 0.1
     seed: int = 0
+    threads: int = 0
+    device: str = "cpu"
 
 
 def search_warm_start(
@@ -73,7 +77,10 @@ def search_warm_start(
     config = config or SearchWarmStartConfig()
     tokenizer = search_tokenizer()
     lessons = _lessons(config, ChatFormat(tokenizer), say)
-    return teach(out, tokenizer, lessons, model=config.model, seed=config.seed, say=say)
+    return teach(
+        out, tokenizer, lessons, model=config.model, seed=config.seed, threads=config.threads, device=config.device,
+        say=say,
+    )  # fmt: skip
 
 
 def _lessons(
@@ -114,11 +121,22 @@ _FRAME = "question : <information> </information> What was found is too long to 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line of this module."""
+    defaults = SearchWarmStartConfig()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", required=True, help="folder to write the model and its tokenizer to")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=defaults.seed)
+    add_training_options(parser, defaults.model, lr=defaults.fit.lr, threads=defaults.threads)
     chosen = parser.parse_args(argv)
-    search_warm_start(chosen.out, SearchWarmStartConfig(seed=chosen.seed))
+    config = replace(
+        defaults,
+        model=chosen_model(defaults.model, chosen),
+        school_fit=replace(defaults.school_fit, lr=chosen.lr),
+        fit=replace(defaults.fit, lr=chosen.lr),
+        seed=chosen.seed,
+        threads=chosen.threads,
+        device=chosen.device,
+    )
+    search_warm_start(chosen.out, config)
 
 
 if __name__ == "__main__":

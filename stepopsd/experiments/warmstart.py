@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from stepopsd.envs.games.goals import WORDINGS
 from stepopsd.envs.games.rooms import FULL_RECEPTACLES, LAMP, PLACES, TINY_RECEPTACLES
 from stepopsd.experiments.demonstrations import DemonstrationConfig, iter_demonstrations
-from stepopsd.experiments.lessons import Demonstration, teach, training_row
+from stepopsd.experiments.lessons import Demonstration, add_training_options, chosen_model, teach, training_row
 from stepopsd.experiments.sft import FitConfig
 from stepopsd.experiments.tiny_model import TinyModelConfig, build_tokenizer, vocabulary
 from stepopsd.text.chat import ChatFormat
@@ -131,18 +131,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--games", type=int, default=defaults.demonstrations.games)
     parser.add_argument("--workers", type=int, default=defaults.workers)
-    parser.add_argument("--threads", type=int, default=defaults.threads)
-    parser.add_argument("--device", default=defaults.device)
-    parser.add_argument("--lr", type=float, default=defaults.fit.lr)
     parser.add_argument("--epochs", type=float, default=defaults.fit.epochs, help="first passes over the games played")
     parser.add_argument("--refit-epochs", type=float, default=defaults.refit.epochs, help="passes after them; 0: none")
-    for size in ("width", "layers", "heads", "mlp"):
-        parser.add_argument(f"--{size}", type=int, default=getattr(defaults.model, size))
+    add_training_options(parser, defaults.model, lr=defaults.fit.lr, threads=defaults.threads)
     chosen = parser.parse_args(argv)
     config = WarmStartConfig(
-        model=replace(
-            defaults.model, width=chosen.width, layers=chosen.layers, heads=chosen.heads, mlp=chosen.mlp
-        ),
+        model=chosen_model(defaults.model, chosen),
         fit=replace(defaults.fit, lr=chosen.lr, epochs=chosen.epochs),
         refit=replace(defaults.refit, lr=chosen.lr, epochs=chosen.refit_epochs),
         demonstrations=DemonstrationConfig(games=chosen.games),

@@ -145,7 +145,7 @@ def footer(report: dict[str, Any]) -> str:
 
 def _read_loops(case: dict[str, Any]) -> str:
     """GB/s of every way to read, of which the fastest is the limit."""
-    loops = next((r["loops"] for r in case["results"] if "loops" in r), {})
+    loops: dict[str, float] = next((r["loops"] for r in case["results"] if "loops" in r), {})
     rate = {name.removeprefix(f"{READ}: "): case["bytes"] / seconds / 1e9 for name, seconds in loops.items()}
     rates = (f"{gigabytes:.1f} ({name})" for name, gigabytes in rate.items())
     return f"{case['op']}, ways to read, GB/s: {', '.join(rates)}." if loops else ""

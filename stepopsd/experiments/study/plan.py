@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from stepopsd.experiments.preset import preset_names, preset_path
+from stepopsd.experiments.search_warmstart import BUNDLED_SEARCH_MODEL
 from stepopsd.experiments.warmstart import BUNDLED_MODEL
 from stepopsd.train.config import RunConfig
 from stepopsd.train.config_io import from_tree, to_tree
@@ -109,8 +110,8 @@ def read_study(file: Path) -> Study:
 
     Args:
         file: The YAML file. A ``preset`` is the name of one or a file, relative to the study's folder; ``set`` and a
-            method's entry are parts of a run's configuration that go over it. ``model.path: bundled`` is the demo's
-            warm start.
+            method's entry are parts of a run's configuration that go over it. ``model.path: bundled`` is the warm
+            start of the environment's demo.
 
     Raises:
         FileNotFoundError: No such file.
@@ -166,7 +167,7 @@ def _environment(file: Path, name: str, entry: Any) -> dict[str, Any]:
     tree = to_tree(read_layers([path]).config)
     merge(tree, entry.get("set") or {})
     if tree["model"]["path"] == BUNDLED:
-        tree["model"]["path"] = str(BUNDLED_MODEL)
+        tree["model"]["path"] = str(BUNDLED_SEARCH_MODEL if tree["env"]["name"] == "searchqa" else BUNDLED_MODEL)
     return tree
 
 
