@@ -50,7 +50,7 @@ def test_table_names_both_sets_and_every_type(sets):
     names = [row.name for row in rows]
     assert names.count("  pick_two_obj_and_place") == 4
     assert {"words of the first observation", "admissible actions per step", "expert steps"} <= set(names)
-    assert len(lines) == len(rows) + 3
+    assert len(lines) == len(rows) + 4
 
 
 def test_distance_is_the_largest_gap_of_the_distribution_functions():

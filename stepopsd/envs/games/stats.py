@@ -231,6 +231,7 @@ def _say_table(comparisons: list[Comparison], say: Callable[[str], None]) -> Non
     say(f"{'':34}{'A' + heads[1:]}  {'B' + heads[1:]}   distance")
     for row in comparisons:
         say(f"{row.name:34}{_columns(row.first)}  {_columns(row.second)}     {row.distance:6.2f}")
+    say("distance: the largest difference of the two distribution functions (Kolmogorov-Smirnov), 0 alike to 1 apart")
 
 
 def _columns(values: np.ndarray) -> str:

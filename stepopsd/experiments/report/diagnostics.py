@@ -203,18 +203,20 @@ def _grouped_bars(axis: Axes, labels: list[str], values: np.ndarray, parts: list
     for part, name in enumerate(parts):
         rows = np.arange(len(labels)) + (part - (len(parts) - 1) / 2) * height
         axis.barh(rows, np.nan_to_num(values[:, part]), color=theme.PARTS[part], height=0.9 * height, label=name)
-        ends += [(row, value) for row, value in zip(rows, values[:, part], strict=True) if np.isfinite(value)]
+        ends += [(row, value) for row, value in zip(rows, values[:, part], strict=True) if value > 0]
     _finish_bars(axis, labels, ends)
 
 
 def _finish_bars(axis: Axes, labels: list[str], ends: list[tuple[float, float]]) -> None:
     for row, value in ends:
         axis.annotate(
-            f"{value:,.1f}", (value, row), xytext=(5, 0), textcoords="offset points", va="center", color=theme.MUTED
+            f"{value:,.1f}", (value, row), xytext=(5, 0), textcoords="offset points", va="center", color=theme.MUTED,
+            fontsize=8,
         )
     axis.set_yticks(range(len(labels)), [theme.plain(label) for label in labels])
     axis.invert_yaxis()
     axis.grid(False, axis="y")
     axis.tick_params(axis="y", length=0, labelcolor=theme.INK)
     axis.set_xlim(0.0, 1.16 * max([value for _, value in ends] or [1.0]) or 1.0)
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=4, fontsize=8.5, handlelength=1.2)
+    below = -0.5 / (0.9 + 0.5 * len(labels))  # half an inch under the axis, however many methods there are
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, below), ncols=4, fontsize=8.5, handlelength=1.2)

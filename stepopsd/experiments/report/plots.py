@@ -54,7 +54,7 @@ def draw_kinds(methods: Method, path: Path) -> Path | None:
     if not names:
         return None
     kinds = sorted({e["kind"] for runs in methods.values() for run in runs for e in run.episodes}, key=kind_order)
-    sheet, axes = theme.figure(1, len(names), row_height=max(2.2, 0.24 * len(kinds) * (len(methods) + 0.8)))
+    sheet, axes = theme.figure(1, len(names), row_height=max(2.2, 0.2 * len(kinds) * (len(methods) + 0.8)))
     with theme.applied():
         for axis, panel in zip(axes, names, strict=True):
             for index, runs in enumerate(methods.values()):
@@ -147,7 +147,7 @@ def _kind_rows(axis: Axes, index: int, methods: int, runs: list[Run], panel: str
     if not updates:
         return
     first, last = kind_rates(runs, panel, updates[0]), kind_rates(runs, panel, updates[-1])
-    offset = (index - (methods - 1) / 2) * (0.62 / methods)
+    offset = (index - (methods - 1) / 2) * (0.82 / (methods + 0.8))  # as the figure's height grows
     colour, mark = theme.colour(index), theme.marker(index)
     for row, kind in enumerate(kinds):
         if kind not in last:

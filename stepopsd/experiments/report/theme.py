@@ -23,7 +23,7 @@ MUTED = "#66727f"
 # The first method is the baseline: a quiet colour. The others follow in order of contrast to it.
 COLOURS = (
     "#5b6b7d", "#d9541e", "#1769aa", "#2c8c4a", "#8a4fa3", "#b8860b", "#0d8b8b", "#c2185b", "#1f2933", "#8c564b",
-    "#7f9f2f", "#4b5bd6",
+    "#7f9f2f", "#4b5bd6", "#e07bb5", "#4fa9c9", "#6b4226", "#a3b18a",
 )  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 PARTS = ("#34526f", "#86b0d1", "#e0a63f", "#cfd6dc")
@@ -92,7 +92,7 @@ def plain(text: str) -> str:
 
 
 def colour(index: int) -> str:
-    return COLOURS[index % len(COLOURS)]
+    return COLOURS[(index - 1) % (len(COLOURS) - 1) + 1 if index else 0]  # the baseline's is nobody else's
 
 
 def marker(index: int) -> str:

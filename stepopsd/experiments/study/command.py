@@ -97,7 +97,7 @@ def write_table(records: Path, out: Path | None = None) -> Path:
     plain = [line.plain() for line in lines(runs, baseline)]
     (out / "table.json").write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
     for environment, methods in runs.items():
-        draw_curves(methods, out / f"curves-{environment}.png")
+        draw_curves(methods, out / f"curves-{environment}.png", baseline=baseline)
     print(f"{page}\nwritten to {out}")
     return out / "table.md"
 

@@ -86,7 +86,7 @@ def _methods(runs: Runs) -> list[str]:
 
 def _results(environment: str, methods: dict[str, list[Run]], found: Sequence[Line], baseline: str, out: Path) -> str:
     names = panels(methods)
-    path = draw_curves(methods, out / f"curves-{environment}.png") if names else None
+    path = draw_curves(methods, out / f"curves-{environment}.png", baseline=baseline) if names else None
     caption = (
         "Mean over training seeds; bands: 95 %, from three seeds on the Student interval over seeds, never narrower "
         "than the Wilson interval in which episodes of one game count for as much as they differ. Thin lines: single "

@@ -7,13 +7,16 @@ import math
 import re
 import shutil
 
+import numpy as np
 import pytest
+from matplotlib.image import imread
 
 from stepopsd.experiments.published import ALFWORLD, SCORED, SEARCHQA, published
-from stepopsd.experiments.report import report_from_arguments
+from stepopsd.experiments.report import report_from_arguments, theme
 from stepopsd.experiments.study import plan, work
 from stepopsd.experiments.study.knobs import settings
 from stepopsd.experiments.study.page import write_study_page
+from stepopsd.experiments.study.plot import draw_curves
 from stepopsd.experiments.study.records import read_records, write_records
 from tests.experiments.chromium import document, picture, require_chromium, widths
 from tests.experiments.pages import browser_data
@@ -85,6 +88,20 @@ def test_page_shows_the_table_the_knobs_the_probe_and_what_is_published(page):
         SCORED["b"], "largest change λ0·α", "credit-probe-toy", "20.0 %", "for orientation, not for comparison",
     ):  # fmt: skip
         assert expected in text, expected
+
+
+def test_many_methods_get_a_chart_each_and_no_one_has_the_baselines_colour(records, tmp_path, monkeypatch):
+    grids, figure = [], theme.figure
+    monkeypatch.setattr(theme, "figure", lambda r, c, **options: grids.append((r, c)) or figure(r, c, **options))
+    methods = read_records(records)["alfworld"]
+    draw_curves(dict(list(methods.items())[:3]), tmp_path / "few.png", baseline="grpo")
+    image = imread(draw_curves(methods, tmp_path / "many.png", baseline="grpo"))
+    assert grids == [(1, 2), (2, 4)], "two panels beside each other, or below with a chart for each of four methods"
+    for row in np.array_split(image[:-60, :, :3], 2):
+        assert all((cell.max(axis=2) - cell.min(axis=2) > 0.2).any() for cell in np.array_split(row, 4, axis=1))
+    colours = [theme.colour(index) for index in range(16)]
+    assert len(set(colours)) == 16
+    assert theme.colour(16) == colours[1]
 
 
 def test_published_rows_are_marked_and_carry_their_scoring(page):
