@@ -8,14 +8,26 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+_FILES = (
+    "--preset NAME and --config FILE, each as often as wanted, go over one another, later ones last; the keys below go "
+    "over them."
+)
+_ABOUT = {
+    "train": f"Train one run. {_FILES} --dry-run prints every value with its source and estimates what the run needs "
+    "(--tflops N: also its time), and trains nothing.",
+    "eval": f"Play every game of env.eval_splits with model.path and write the episodes to run_dir. {_FILES} For "
+    "paired differences of two evaluations: stepopsd eval --compare A B, see stepopsd eval --compare --help.",
+    "sft": f"Warm start: train model.path on an expert's episodes, with the prompts of the run to come. {_FILES}",
+}
+
 
 def train(args: Sequence[str]) -> int:
     """Train: --preset NAME or --config FILE, any key as --credit.alpha-clip 0.05; --dry-run prints and estimates."""
     if "--dry-run" in args:
         from stepopsd.experiments.preset import dry_run
 
-        return dry_run(args, lambda rest: _resolved(rest, "stepopsd train"))
-    resolved = _resolved(args, "stepopsd train")
+        return dry_run(args, lambda rest: _resolved(rest, "train"))
+    resolved = _resolved(args, "train")
     from stepopsd.train.deadline import DeadlineReached
     from stepopsd.train.distributed import leave
     from stepopsd.train.trainer import Trainer
@@ -33,11 +45,12 @@ def evaluate(args: Sequence[str]) -> int:
     if "--compare" in args:
         from stepopsd.experiments.compare import compare_evaluations
 
-        _typed(compare_evaluations, args, "stepopsd eval")
+        asked = ["--help"] if {"-h", "--help"} & set(args) else args
+        _typed(compare_evaluations, asked, "stepopsd eval")
         return 0
     from stepopsd.experiments.evaluate import evaluate
 
-    print(f"\nwritten to {evaluate(_resolved(args, 'stepopsd eval').config)}")
+    print(f"\nwritten to {evaluate(_resolved(args, 'eval').config)}")
     return 0
 
 
@@ -47,7 +60,8 @@ def sft(args: Sequence[str]) -> int:
     from stepopsd.experiments.preset import from_arguments
 
     resolved, rest = from_arguments(args)
-    chosen = _tyro().cli(SftRun, default=SftRun(resolved.config), args=rest, prog="stepopsd sft")
+    default = SftRun(resolved.config)
+    chosen = _tyro().cli(SftRun, default=default, args=rest, prog="stepopsd sft", description=_ABOUT["sft"])
     warm_start_on_expert(chosen.run, chosen.sft)
     return 0
 
@@ -181,14 +195,15 @@ def _usage() -> None:
         print(f"  {name:9} {(command.__doc__ or '').splitlines()[0]}")
 
 
-def _resolved(args: Sequence[str], prog: str) -> Any:
+def _resolved(args: Sequence[str], command: str) -> Any:
     """The run that files and keys on the command line ask for, with the source of each value."""
     from stepopsd.experiments.preset import from_arguments
     from stepopsd.train.config import RunConfig
 
     tyro = _tyro()
     resolved, rest = from_arguments(args)
-    return resolved.over(tyro.cli(RunConfig, default=resolved.config, args=rest, prog=prog))
+    prog, about = f"stepopsd {command}", _ABOUT[command]
+    return resolved.over(tyro.cli(RunConfig, default=resolved.config, args=rest, prog=prog, description=about))
 
 
 def _typed(function: Callable[..., Any], args: Sequence[str], prog: str) -> Any:

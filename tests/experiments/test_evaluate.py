@@ -12,6 +12,7 @@ from tests.extras import missing
 
 pytest.importorskip("pyarrow", reason=missing("pyarrow"))
 
+from stepopsd import cli
 from stepopsd.envs.base import Observation, StepResult
 from stepopsd.experiments.compare import compare_evaluations
 from stepopsd.experiments.evaluate import (
@@ -174,6 +175,23 @@ def test_panels_of_unlike_size_are_averaged_both_ways(tmp_path, capsys):
     assert macro["difference"] == pytest.approx(0.125)
     assert macro["low"] == pytest.approx(0.125 - (small["difference"] - small["low"]) / 2)
     assert "in four of five comparisons of this size" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["train"], ("--preset NAME", "--dry-run", "--credit.alpha-clip")),
+        (["eval"], ("--preset NAME", "stepopsd eval --compare A B", "--eval.samples")),
+        (["eval", "--compare"], ("--compare PATH PATH", "--resamples")),
+        (["sft"], ("--config FILE", "--sft.expert")),
+    ],
+)
+def test_help_tells_what_a_command_takes_besides_keys(args, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*args, "--help"])
+    assert ended.value.code == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert all(word in told for word in said), told[:600]
 
 
 def test_samples_of_one_game_are_one_cluster(tmp_path):
