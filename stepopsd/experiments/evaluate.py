@@ -85,10 +85,10 @@ def evaluate(config: RunConfig, *, say: Callable[[str], None] = print) -> Path:
 
 
 def _player(config: RunConfig) -> tuple[Any, Any]:
+    from stepopsd.train.device import device_of
     from stepopsd.train.episodes import Episodes
     from stepopsd.train.policy import load_policy
     from stepopsd.train.search import search_retriever
-    from stepopsd.train.trainer import device_of
 
     retriever = search_retriever(config.env)
     policy = load_policy(config.model, device_of(config.device))

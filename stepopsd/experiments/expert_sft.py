@@ -98,11 +98,11 @@ def warm_start_on_expert(run: RunConfig, sft: SftConfig, *, say: Callable[[str],
     Example:
         >>> warm_start_on_expert(run, SftConfig(games=200))     # doctest: +SKIP
     """
+    from stepopsd.train.device import device_of
     from stepopsd.train.episodes import Episodes, tasks_of
     from stepopsd.train.evaluation import panel
     from stepopsd.train.policy import load_policy
     from stepopsd.train.provenance import provenance
-    from stepopsd.train.trainer import device_of
 
     if run.env.name != "alfworld":
         raise ValueError(f"env.name must be alfworld: stepopsd sft has no expert for {run.env.name}")

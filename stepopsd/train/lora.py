@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stepopsd.train.lora_config import LoraConfig
-from stepopsd.train.policy import Policy, Readout
+from stepopsd.train.policy import Policy
+from stepopsd.train.readout import Readout
 
 TRAINED = "trained"
 _PREFIX = "base_model.model."  # of names in peft's files

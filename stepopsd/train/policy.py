@@ -6,7 +6,6 @@ import copy
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,69 +13,11 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
-from stepopsd.ops.linear import linear_token_logprobs
-from stepopsd.ops.linear_loss import linear_grpo_loss
-from stepopsd.ops.logprobs import token_logprobs
-from stepopsd.ops.policy_loss import PolicyLoss, grpo_loss
 from stepopsd.train.config import ModelConfig
 from stepopsd.train.lora_config import LoraConfig
 from stepopsd.train.memory import halving
 from stepopsd.train.packing import flash_attention, pack, packed_microbatches, takes_rows_of_any_length
-
-
-@dataclass(frozen=True, slots=True)
-class Readout:
-    """What predicts M tokens: hidden states with the LM head, or logits where the head is more than a product.
-
-    Attributes:
-        states: (M, H) hidden states, or (M, V) logits without a head.
-        head: The output embedding, with ``weight`` (V, H) and perhaps ``bias``.
-    """
-
-    states: Tensor
-    head: Any = None
-
-    def measured(self, ids: Tensor, temperature: float) -> list[Tensor]:
-        """(M,) float32 log-probs of (M,) ids, and (M,) entropies in nats."""
-        if self.head is None:
-            scored = token_logprobs(self.states, ids, temperature=temperature, entropy=True)
-        else:
-            bias = getattr(self.head, "bias", None)
-            scored = linear_token_logprobs(
-                self.states, self.head.weight, ids, bias=bias, temperature=temperature, entropy=True
-            )
-        assert scored.entropy is not None
-        return [scored.logprobs, scored.entropy]
-
-    def logprobs(self, ids: Tensor, temperature: float) -> Tensor:
-        """(M,) float32 log-probs of (M,) ids, differentiable."""
-        if self.head is None:
-            return token_logprobs(self.states, ids, temperature=temperature).logprobs
-        bias = getattr(self.head, "bias", None)
-        scored = linear_token_logprobs(self.states, self.head.weight, ids, bias=bias, temperature=temperature)
-        return scored.logprobs
-
-    def spread(self, mask: Tensor) -> Readout:
-        """States (B, T, ...) of the M tokens in ``mask`` (B, T), 0 elsewhere."""
-        states = self.states.new_zeros((*mask.shape, self.states.shape[-1]))
-        return Readout(states.index_put((mask,), self.states), self.head)
-
-    @property
-    def parameters(self) -> tuple[Tensor | None, Tensor | None]:
-        """Weight and bias of the head; None, None where the states are logits."""
-        return (None, None) if self.head is None else (self.head.weight, getattr(self.head, "bias", None))
-
-    def loss(
-        self, ids: Tensor, advantages: Tensor, old_logprobs: Tensor, *, keep: bool = False, **options: Any
-    ) -> PolicyLoss:
-        """Policy loss of the tokens; options are those that ``grpo_loss`` and ``linear_grpo_loss`` share.
-
-        With ``keep`` the states stay readable for another loss on the same tokens.
-        """
-        if self.head is None:
-            return grpo_loss(self.states, ids, advantages, old_logprobs, inplace=not keep, **options)
-        bias = getattr(self.head, "bias", None)
-        return linear_grpo_loss(self.states, self.head.weight, ids, advantages, old_logprobs, bias=bias, **options)
+from stepopsd.train.readout import Readout
 
 
 class Policy:

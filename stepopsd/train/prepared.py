@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from stepopsd.rollout.records import UNUSABLE, Batch, Row, Trajectory
+from stepopsd.train.assigned import Assigned
 from stepopsd.train.branches import Branches
-from stepopsd.train.credit import Assigned
 from stepopsd.train.plan import Conductor
 
 

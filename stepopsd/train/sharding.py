@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from stepopsd.train.policy import Policy, Readout, states_of
+from stepopsd.train.policy import Policy, states_of
+from stepopsd.train.readout import Readout
 
 
 @dataclass(frozen=True, slots=True)

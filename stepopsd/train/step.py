@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from stepopsd.ops.policy_loss import aggregation_weights
 from stepopsd.rollout.records import Batch
+from stepopsd.train.assigned import Assigned
 from stepopsd.train.config import RunConfig
-from stepopsd.train.credit import Assigned
 from stepopsd.train.distributed import Ranks
 from stepopsd.train.memory import PeakMemory, halving
 from stepopsd.train.policy import Policy

@@ -17,7 +17,8 @@ from stepopsd.rollout.records import Row, Trajectory
 from stepopsd.text.chat import ChatFormat
 from stepopsd.text.hindsight import Block, BlockWriter, Tells
 from stepopsd.train.hindsight import choose_peers, render_peer
-from stepopsd.train.policy import Policy, Readout, microbatches
+from stepopsd.train.policy import Policy, microbatches
+from stepopsd.train.readout import Readout
 
 
 class TeacherOptions(Protocol):

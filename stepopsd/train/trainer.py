@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from dataclasses import replace
@@ -23,9 +22,9 @@ from stepopsd.train.accounting import Forwards
 from stepopsd.train.branches import Branches
 from stepopsd.train.checkpoint import TrainState, checkpoints, load_checkpoint, newest_whole, save_checkpoint
 from stepopsd.train.config import RunConfig
-from stepopsd.train.config_io import differences, dump_config, load_config
 from stepopsd.train.credit import Credit
 from stepopsd.train.deadline import Deadline, DeadlineReached
+from stepopsd.train.device import wants_cpu
 from stepopsd.train.distributed import launched_ranks
 from stepopsd.train.episodes import Episodes, tasks_of, world
 from stepopsd.train.evaluation import (
@@ -49,25 +48,13 @@ from stepopsd.train.precision import Masters
 from stepopsd.train.prepared import Prepared, rollout_metrics
 from stepopsd.train.progress import Progress
 from stepopsd.train.provenance import provenance
+from stepopsd.train.run_dir import open_run_dir
 from stepopsd.train.search import retriever_facts, search_retriever
 from stepopsd.train.sharding import Sharded, wants_sharding
 from stepopsd.train.step import PolicyStep
 from stepopsd.train.tasks import episode_seed, tasks_of_update
 from stepopsd.train.trackers import require_trackers
 from stepopsd.train.transcripts import choose_transcripts, transcript
-
-#: Keys that change how long, where or how closely watched a run is, but not what it computes.
-RESUME_MAY_CHANGE = frozenset({
-    "run_dir", "device", "checkpoint_every", "keep_checkpoints", "transcripts_every", "transcripts", "resume",
-    "deadline", "optim.updates", "optim.generated_tokens", "optim.microbatch_tokens", "optim.max_skipped_steps",
-    "optim.packing",
-    "env.workers", "env.step_timeout_s", "env.episode_timeout_s", "env.games", "env.search.data",
-    "env.search.retriever", "env.search.corpus", "env.search.encoder", "env.search.encoder_device",
-    "env.search.timeout_s", "env.search.deadline_s", "env.search.max_infra_share", "model.path",
-    "transcript_groups", "logging.trackers", "logging.project",
-    "rollout.vllm.memory", "rollout.vllm.sleep", "rollout.vllm.url", "rollout.vllm.weights_dir",
-    "rollout.vllm.timeout_s", "rollout.vllm.concurrency",
-})  # fmt: skip
 
 
 class Trainer:
@@ -89,7 +76,7 @@ class Trainer:
         self.panels = {split: self._games(split) for split in config.env.eval_splits}
         retriever = search_retriever(config.env)
         disable_progress_bar()
-        self.accelerator = Accelerator(cpu=_wants_cpu(config.device))
+        self.accelerator = Accelerator(cpu=wants_cpu(config.device))
         self.interrupts = Interrupts(waits=self.accelerator.num_processes > 1)
         self.ranks = launched_ranks(self.accelerator, config, self.interrupts)
         torch.manual_seed(config.seed)
@@ -137,7 +124,9 @@ class Trainer:
         """
         with self.ranks.together():
             if self.ranks.is_main:
-                self._open_run_dir()
+                facts = provenance(self.policy.model) | retriever_facts(self.episodes.retriever)
+                facts |= {"processes": self.ranks.world, "sharded": self.sharded is not None}
+                open_run_dir(self.config, facts, begun=self.metrics.path.exists())
         self._done = self._resume()
         progress = Progress(self.config, self._done, shown=self.ranks.is_main)
         try:
@@ -396,24 +385,6 @@ class Trainer:
 
     # the run directory
 
-    def _open_run_dir(self) -> None:
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        if not self.config.resume and (self.metrics.path.exists() or checkpoints(self.run_dir)):
-            raise ValueError(f"run_dir {self.run_dir} already holds a run and resume is false; choose another folder")
-        stored = self.run_dir / "config.yaml"
-        if checkpoints(self.run_dir) and stored.is_file():
-            self._require_same_run(load_config(stored))
-        stored.write_text(dump_config(self.config))
-        facts = provenance(self.policy.model) | retriever_facts(self.episodes.retriever)
-        facts |= {"processes": self.ranks.world, "sharded": self.sharded is not None}
-        (self.run_dir / "environment.json").write_text(json.dumps(facts, indent=2) + "\n")
-
-    def _require_same_run(self, earlier: RunConfig) -> None:
-        changed = {k: v for k, v in differences(earlier, self.config).items() if k not in RESUME_MAY_CHANGE}
-        if changed:
-            listed = ", ".join(f"{key} was {old!r} and is now {new!r}" for key, (old, new) in changed.items())
-            raise ValueError(f"run_dir {self.run_dir} holds another run's checkpoint: {listed}; choose another run_dir")
-
     def _resume(self) -> int:
         with self.ranks.together():
             saved = newest_whole(self.run_dir) if self.ranks.is_main else None
@@ -447,19 +418,6 @@ class Trainer:
 
     def _due(self, update: int, every: int) -> bool:
         return self._is_last(update) or (every > 0 and update % every == 0)
-
-
-def device_of(device: str) -> torch.device:
-    """The device that the configuration's ``device`` means on this machine; ValueError where there is none."""
-    return torch.device("cpu" if _wants_cpu(device) else "cuda")
-
-
-def _wants_cpu(device: str) -> bool:
-    if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device must be one of auto, cpu, cuda, got {device!r}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda but torch sees no CUDA device; use auto or cpu")
-    return device == "cpu" or not torch.cuda.is_available()
 
 
 def _rows_of_live_groups(advantages: Tensor, group_ids: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stepopsd.train.policy import Readout
 from stepopsd.train.prepared import Prepared
+from stepopsd.train.readout import Readout
 from stepopsd.train.trainer import Trainer
 
 Measured = Literal["advantages", "advantages and loss term", "advantages after one step"]
