@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import random
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from stepopsd.credit.grpo import group_normalize
-from stepopsd.credit.plan import Planned
 from stepopsd.envs.base import Task
 from stepopsd.retrieval import RetrieverError
 from stepopsd.rollout.engines.results import EngineError
-from stepopsd.rollout.records import Batch, Row, Trajectory
-from stepopsd.rollout.rows import build_rows, collate, empty_batch, with_copies
+from stepopsd.rollout.records import Batch
 from stepopsd.train.accounting import Forwards
-from stepopsd.train.branches import Branches
 from stepopsd.train.checkpoint import TrainState, checkpoints, load_checkpoint, newest_whole, save_checkpoint
 from stepopsd.train.config import RunConfig
 from stepopsd.train.credit import Credit
@@ -35,24 +29,21 @@ from stepopsd.train.evaluation import (
     play_panel,
     success_by_kind,
 )
-from stepopsd.train.extras import Played
 from stepopsd.train.interrupts import Interrupts
 from stepopsd.train.merge import merge_records
 from stepopsd.train.metrics import JsonLines
 from stepopsd.train.metrics import plain as number
-from stepopsd.train.mismatch import mismatch, truncated_importance
 from stepopsd.train.needs import check_replay
-from stepopsd.train.plan import Conductor
 from stepopsd.train.policy import load_policy
 from stepopsd.train.precision import Masters
-from stepopsd.train.prepared import Prepared, rollout_metrics
+from stepopsd.train.preparation import Preparation
+from stepopsd.train.prepared import Prepared
 from stepopsd.train.progress import Progress
 from stepopsd.train.provenance import provenance
 from stepopsd.train.run_dir import open_run_dir
 from stepopsd.train.search import retriever_facts, search_retriever
 from stepopsd.train.sharding import Sharded, wants_sharding
 from stepopsd.train.step import PolicyStep
-from stepopsd.train.tasks import episode_seed, tasks_of_update
 from stepopsd.train.trackers import require_trackers
 from stepopsd.train.transcripts import choose_transcripts, transcript
 
@@ -89,6 +80,9 @@ class Trainer:
         method = self.credit.brancher
         lagged = method is not None and method.branching == "lagged"
         self.previous = self.policy.frozen_copy() if lagged else None
+        self.preparation = Preparation(
+            config, self.policy, self.episodes, self.credit, self.ranks, self.tasks, self.previous
+        )
         self.reference = self.policy.starting_copy() if self._anchored_at("start") else None
         shards = wants_sharding(self.accelerator, masters=config.optim.master_weights)
         self.sharded = Sharded(self.policy, shards) if shards is not None else None
@@ -204,141 +198,7 @@ class Trainer:
         Raises:
             RuntimeError: No episode can be trained on.
         """
-        started = time.perf_counter()
-        with self.ranks.together():
-            conductor, planned = self._play(update)
-            trajectories = conductor.trained(planned)
-        if not self.ranks.total(len(trajectories)):
-            raise RuntimeError(
-                f"no episode of update {update} can be trained on; the first ended with "
-                f"{conductor.trajectories[0].status}: {conductor.trajectories[0].error}"
-            )
-        if not self._due(update, self.config.eval.every):  # an evaluation plays others first
-            self.episodes.prepare(*self._drawn(update + 1), self.config.rollout.group_size)
-        played = time.perf_counter()
-        rows, batch = self._rows(trajectories, update)
-        plain = self._scalar_advantages(batch, update)
-        with self.ranks.together():
-            return self._assigned(update, conductor, planned, trajectories, rows, batch, plain, (started, played))
-
-    def _rows(self, trajectories: list[Trajectory], update: int) -> tuple[list[Row], Batch]:
-        """The rows of this rank and their tensors; none where no episode of its groups can be trained on."""
-        rows = build_rows(trajectories, span=self.config.credit.span)
-        place = self.ranks.places([trajectories[row.trajectory].group_id for row in rows])
-        rows = with_copies(rows, self.config.optim.duplicate_rows_to, f"copies/{self.config.seed}/{update}", place)
-        if not rows:
-            return rows, empty_batch().to(self.policy.device)
-        batch = collate(
-            rows, trajectories, pad_id=self.policy.pad_id,
-            reward_scale=self.config.loss.reward_scale, invalid_action_penalty=self.config.loss.invalid_action_penalty,
-        )  # fmt: skip
-        return rows, batch.to(self.policy.device)
-
-    def _assigned(
-        self, update: int, conductor: Conductor, planned: Planned, trajectories: list[Trajectory], rows: list[Row],
-        batch: Batch, plain: Tensor, times: tuple[float, float],
-    ) -> Prepared:  # fmt: skip
-        """Scores and credit, by each rank alone."""
-        started, played = times
-        branches = self._branches(conductor, batch, rows)
-        everything = torch.arange(len(batch), device=batch.group_ids.device)
-        lent = branches.play(everything, first=True).rewards if branches and not branches.in_minibatches else None
-        view = Played(self.config, self.policy, batch, rows, trajectories, lent=lent)
-        base = self.credit.base(plain, view, update)
-        seen = rollout_metrics(conductor, batch, plain) | dict(planned.metrics)
-        groups = max(1, torch.unique(batch.group_ids).numel())
-        if self.config.credit.dynamic_sampling == "drop":
-            keep = _rows_of_live_groups(base.advantages, batch.group_ids)
-            batch, base, plain, rows = batch.select(keep), base.select(keep), plain[keep], [rows[i] for i in keep]
-        compared, importance = self._refresh_old_logprobs(batch, base.advantages)
-        scored = time.perf_counter()
-        result = self.credit.assign(base, Played(self.config, self.policy, batch, rows, trajectories), update)
-        if branches and branches.in_minibatches:
-            branches.batch, result.branch = batch, branches.play
-        batch = replace(batch, advantages=result.advantages)
-        ended = time.perf_counter()
-        metrics = {
-            "seconds": ended - started,
-            "rollout_seconds": played - started,
-            "teacher_seconds": ended - scored,
-            "train_seconds": scored - played,
-            **compared,
-            "env_failures": conductor.failures,
-            **seen,
-            **self.episodes.usage.since(),
-            "kept_groups": torch.unique(batch.group_ids).numel() / groups,
-            "shaped/std": _spread(batch.advantages[batch.response_mask]),
-            **result.metrics,
-            "tokens/student": int(batch.attention_mask.sum()),
-            **result.teacher_metrics(),
-        }
-        return Prepared(trajectories, rows, plain, batch, result, conductor, branches, metrics, importance)
-
-    def _drawn(self, update: int) -> tuple[list[Task], list[int]]:
-        """Tasks and seeds of this rank's groups in an update."""
-        groups = self.config.rollout.groups
-        tasks = tasks_of_update(self.tasks, update, groups, self.config.seed)
-        seeds = [episode_seed(self.config.seed, update, g) for g in range(groups)]
-        return self.ranks.own(tasks), self.ranks.own(seeds)
-
-    def _play(self, update: int) -> tuple[Conductor, Planned]:
-        tasks, seeds = self._drawn(update)
-        conductor = Conductor(
-            self.episodes, tasks, seeds,
-            temperature=self.config.rollout.temperature, delimiter=self.credit.step_delimiter,
-            share=(self.ranks.rank, self.ranks.world),
-        )  # fmt: skip
-        rng = random.Random(f"{self.config.seed}/{update}/plan" + (f"/{self.ranks.rank}" if self.ranks.rank else ""))
-        return conductor, conductor.carry_out(self.credit.plan(len(tasks), self.config.rollout.group_size, rng))
-
-    def _branches(self, conductor: Conductor, batch: Batch, rows: list[Row]) -> Branches | None:
-        method = self.credit.brancher
-        if method is None or not rows:
-            return None
-        return Branches(method, conductor, self.policy, self.previous, self.config, batch, rows)
-
-    def _scalar_advantages(self, batch: Batch, update: int) -> Tensor:
-        credit = self.config.credit
-        plain = group_normalize(
-            batch.rewards, batch.group_ids, batch.trajectory_ids,
-            statistics=credit.statistics, divide_by_std=credit.divide_by_std,
-        )
-        if credit.control == "shuffled_advantages":
-            generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + update)
-            places, count = self.ranks.places(batch.group_ids.tolist())
-            dealt = torch.empty(count)
-            for own, values in self.ranks.gathered((places, plain.cpu())):
-                dealt[own] = values
-            plain = dealt[torch.randperm(count, generator=generator)][places].to(plain.device)
-        return plain
-
-    def _refresh_old_logprobs(self, batch: Batch, base: Tensor) -> tuple[dict[str, float], Tensor | None]:
-        """Recompute old log-probs where they are needed; how far the sampler's were off, and weights against that."""
-        needed = self._matters(base)[:, None] & batch.response_mask
-        in_step = bool(needed.any()) and self.config.optim.old_logprobs == "sampled"
-        if in_step or (self.credit.has_auxiliary and not bool(needed.any())):
-            return {}, None  # the step compares them
-        if not bool(needed.any()):
-            needed[:1] = batch.response_mask[:1]  # one row, so that sampler and trainer are compared in every update
-        fresh = self.policy.score(
-            batch.input_ids, batch.attention_mask, needed,
-            temperature=self.config.rollout.temperature, max_tokens=self.config.optim.microbatch_tokens,
-        )
-        seen, importance = mismatch(batch.old_logprobs, fresh, needed), None
-        if cap := self.config.optim.tis_cap:
-            importance, weighed = truncated_importance(batch.old_logprobs, fresh, needed, cap)
-            seen |= weighed
-        if self.config.optim.old_logprobs == "recompute":
-            batch.old_logprobs[needed] = fresh[needed]
-        return seen, importance
-
-    def _matters(self, base: Tensor) -> Tensor:
-        """(N,) bool, rows whose old log-probs enter the loss."""
-        every_row = self.config.loss.kl_coef > 0 or self.config.loss.entropy_coef > 0
-        method = self.credit.brancher
-        # Branches that are yet to come may give any row an advantage.
-        every_row |= method is not None and method.branching == "minibatch"
-        return (base != 0).any(1) | every_row
+        return self.preparation.run(update, ahead=not self._due(update, self.config.eval.every))
 
     def _anchored_at(self, where: str) -> bool:
         return self.config.loss.kl_coef > 0 and self.config.loss.kl_reference == where
@@ -418,13 +278,3 @@ class Trainer:
 
     def _due(self, update: int, every: int) -> bool:
         return self._is_last(update) or (every > 0 and update % every == 0)
-
-
-def _rows_of_live_groups(advantages: Tensor, group_ids: Tensor) -> Tensor:
-    """Rows of the groups in which some token has an advantage, in order."""
-    live = torch.unique(group_ids[(advantages != 0).any(1)])
-    return torch.isin(group_ids, live).nonzero().squeeze(1)
-
-
-def _spread(values: Tensor) -> float:
-    return float(values.std(unbiased=False)) if values.numel() else 0.0

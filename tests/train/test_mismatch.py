@@ -10,7 +10,7 @@ import torch
 
 from stepopsd.train.config import OptimConfig
 from stepopsd.train.mismatch import mismatch, truncated_importance
-from stepopsd.train.trainer import Trainer
+from stepopsd.train.preparation import Preparation
 from tests.train.conftest import make_policy
 from tests.train.test_step import LOSSES, make_batch, step_of
 from tests.train.test_trainer import config, log, parameters, train
@@ -82,13 +82,13 @@ def test_an_update_without_advantages_is_compared_as_well(model, tmp_path):
 def test_a_sampler_of_other_numerics_is_seen_and_weighed(model, tmp_path, monkeypatch):
     """A sampler whose log-probs are too high by 0.1: every weight is exp(-0.1), the divergence e^-0.1 - 1 + 0.1."""
     run = config(tmp_path / "run", model, optim={"tis_cap": 2.0, "updates": 1})
-    real = Trainer._refresh_old_logprobs
+    real = Preparation._refresh_old_logprobs
 
     def shifted(self, batch, base):
         batch.old_logprobs[batch.response_mask] += 0.1
         return real(self, batch, base)
 
-    monkeypatch.setattr(Trainer, "_refresh_old_logprobs", shifted)
+    monkeypatch.setattr(Preparation, "_refresh_old_logprobs", shifted)
     [record] = log(train(run))
     assert record["sampler_gap_max"] == pytest.approx(0.1, abs=1e-4)
     assert record["sampler_kl"] == pytest.approx(math.exp(-0.1) - 1 + 0.1, rel=1e-2)
