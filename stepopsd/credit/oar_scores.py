@@ -6,44 +6,15 @@ mode; neither its parameters nor their gradients are touched.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-PROBES = ("last", "answer_mean", "answer_joint")
+from stepopsd.credit.oar_probe import check_row, evaluation, outcome, probe_kl, probed
+
 REDUCTIONS = ("abs_dot", "l2")
-_SERIES = 0.05  # |d| below which exp(d) - 1 - d is summed as a series
-
-
-def probe_kl(logits: Tensor, reference: Tensor) -> Tensor:
-    """KL(p0 || q) of K outcome distributions, accurate where it is tiny.
-
-    Computed as Σ_v p0_v·(exp(d_v) - 1 - d_v) with d = log q - log p0, whose terms are all at least 0; the usual
-    Σ p0·(log p0 - log q) has an error of the size of the result at 1e-7 in float32.
-
-    Args:
-        logits: (K, V) float; computed in float32, or float64 where they are.
-        reference: (V,) log-probs of p0.
-
-    Returns:
-        (K,) at least 0; where p0 gives a token a probability that q does not, +inf.
-
-    Example:
-        >>> x = torch.tensor([0.0, 1.0, 2.0])
-        >>> probe_kl(torch.stack((x, x.flip(0))), x.log_softmax(0))
-        tensor([0.0000, 1.1503])
-    """
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    impossible = reference == -torch.inf
-    d = (wide.log_softmax(-1) - reference).masked_fill(impossible, 0)
-    series = d * d * (0.5 + d * (1 / 6 + d * (1 / 24 + d * (1 / 120 + d / 720))))
-    excess = torch.where(d.abs() < _SERIES, series, torch.expm1(d) - d)
-    # q where p0 is 0 counts too: Σ q - Σ p0 = 0 is what makes the two forms equal.
-    beyond = wide.softmax(-1).masked_fill(~impossible, 0).sum(-1)
-    return (reference.exp() * excess).sum(-1) + beyond
 
 
 def grad_x_input(gradient: Tensor, embeddings: Tensor, mask: Tensor, reduce: str = "abs_dot") -> Tensor:
@@ -98,11 +69,11 @@ def oar_p(
 
     Source: arXiv 2601.07408 (OAR-P).
     """
-    _check_row(input_ids, reasoning, answer, probe)
+    check_row(input_ids, reasoning, answer, probe)
     for name, value in (("chunk", chunk), ("stride", stride)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    read, targets = _probed(answer, input_ids, probe)
+    read, targets = probed(answer, input_ids, probe)
     end = int(read[-1]) + 1
     places = reasoning.nonzero()[:, 0]
     scores = torch.full(input_ids.shape, torch.nan, device=input_ids.device)
@@ -110,7 +81,7 @@ def oar_p(
         clean = model(
             input_ids=input_ids[None, :end], logits_to_keep=read, use_cache=reuse_prefix, **_cache(reuse_prefix)
         )
-        reference = _outcome(clean.logits[0].float(), targets, probe)
+        reference = outcome(clean.logits[0].float(), targets, probe)
         for chosen in torch.split(places[::stride], chunk):
             variants = input_ids[:end].repeat(len(chosen), 1)
             variants[torch.arange(len(chosen)), chosen] = pad_id
@@ -180,13 +151,13 @@ def oar_g(
     rows = (reasoning.any(1) & answer.any(1)).nonzero()[:, 0].tolist()
     out = torch.full((draws, *input_ids.shape), torch.nan, device=input_ids.device)
     for row in rows:
-        _check_row(input_ids[row], reasoning[row], answer[row], probe)
+        check_row(input_ids[row], reasoning[row], answer[row], probe)
     if not rows:
         return out if each else out[0]
     inside, marked = reasoning[rows], answer[rows]
     numbers = rows if row_numbers is None else [row_numbers[row] for row in rows]
     embeddings = model.get_input_embeddings()(input_ids[rows]).detach()
-    probes = [_probed(marked[i], input_ids[row], probe) for i, row in enumerate(rows)]
+    probes = [probed(marked[i], input_ids[row], probe) for i, row in enumerate(rows)]
     with evaluation(model):
         with torch.no_grad():
             clean = _read(model, embeddings, attention_mask[rows], [read for read, _ in probes])
@@ -208,55 +179,10 @@ def oar_g(
     return out if each else out.mean(0)
 
 
-@contextmanager
-def evaluation(model: Any) -> Iterator[None]:
-    """The model in evaluation mode, its parameters without gradients; both as before at the end."""
-    training, wanted = model.training, [p for p in model.parameters() if p.requires_grad]
-    model.eval()
-    for parameter in wanted:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in wanted:
-            parameter.requires_grad_(True)
-        model.train(training)
-
-
-def _check_row(input_ids: Tensor, reasoning: Tensor, answer: Tensor, probe: str) -> None:
-    if probe not in PROBES:
-        raise ValueError(f"probe must be one of {', '.join(PROBES)}, got {probe!r}")
-    for name, mask in (("reasoning", reasoning), ("answer", answer)):
-        if mask.shape != input_ids.shape or mask.dtype != torch.bool:
-            raise ValueError(
-                f"{name} must be bool of shape {tuple(input_ids.shape)}, got {mask.dtype} of {tuple(mask.shape)}"
-            )
-    if not bool(answer.any()) or bool(answer[0]) or bool(reasoning[0]):
-        raise ValueError("answer must hold a token, and neither it nor reasoning the first token of the row")
-    first = int(answer.nonzero()[0, 0])
-    if bool(reasoning[first:].any()):
-        raise ValueError(f"reasoning must lie before the answer, which begins at {first}")
-
-
-def _probed(answer: Tensor, input_ids: Tensor, probe: str) -> tuple[Tensor, Tensor]:
-    """Positions whose logits are read, and the ids that they predict."""
-    places = answer.nonzero()[:, 0]
-    places = places[:1] if probe == "last" else places
-    return places - 1, input_ids[places]
-
-
-def _outcome(logits: Tensor, targets: Tensor, probe: str) -> Tensor:
-    """Log-probs (..., V) of the outcome from logits (..., A, V), or the answer's mean log-prob (...)."""
-    if probe != "answer_joint":
-        return logits.mean(-2).log_softmax(-1)
-    index = targets.expand(*logits.shape[:-2], -1)[..., None]
-    return logits.log_softmax(-1).gather(-1, index)[..., 0].mean(-1)
-
-
 def _influence(logits: Tensor, reference: Tensor, targets: Tensor, probe: str) -> Tensor:
     """(K,) from logits (K, A, V) after a replacement."""
     if probe == "answer_joint":
-        return reference - _outcome(logits.float(), targets, probe)
+        return reference - outcome(logits.float(), targets, probe)
     return probe_kl(logits.float().mean(-2), reference)
 
 
@@ -267,8 +193,8 @@ def _slope(noisy: Tensor, clean: Tensor, targets: Tensor, probe: str) -> Tensor:
         slope = noisy.float().softmax(-1)
         slope[torch.arange(count), targets] -= 1
     else:
-        reference = _outcome(clean.float(), targets, probe)
-        gap = _outcome(noisy.float(), targets, probe) - reference
+        reference = outcome(clean.float(), targets, probe)
+        gap = outcome(noisy.float(), targets, probe) - reference
         slope = (reference.exp() * torch.expm1(gap)).expand(count, -1)  # q - p0
     return slope / count
 

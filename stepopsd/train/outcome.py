@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from stepopsd.credit.oar import BY_GRADIENT, BY_REPLACEMENT, draw_agreement
-from stepopsd.credit.oar_scores import evaluation, oar_g, oar_p
+from stepopsd.credit.oar_probe import evaluation
+from stepopsd.credit.oar_scores import oar_g, oar_p
 from stepopsd.train.extras import Played, Provided, provide
 from stepopsd.train.policy import Policy, microbatches
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stepopsd.credit.oar_scores import PROBES, _slope, grad_x_input, oar_g, oar_p, probe_kl
+from stepopsd.credit.oar_probe import PROBES, probe_kl
+from stepopsd.credit.oar_scores import _slope, grad_x_input, oar_g, oar_p
 from tests.extras import missing
 
 transformers = pytest.importorskip("transformers", reason=missing("transformers"))
