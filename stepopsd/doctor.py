@@ -47,6 +47,7 @@ ENABLES = {
     "alfworld": "the ALFWorld text engine",
     "retrieval": "an index on disk, and the Search-R1 server and its client",
     "dense": "dense retrieval",
+    "lora": "low-rank adapters, lora.rank",
     "triton": "GPU kernels in Triton",
     "vllm": "rollout.engine vllm and vllm_server",
     "tensorboard": "logging.trackers tensorboard",

@@ -226,7 +226,7 @@ def test_the_limits_of_the_memory_are_bandwidths() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="interpreted where there is no GPU")
 def test_the_read_kernel_reads_every_word() -> None:
-    read_kernel = pytest.importorskip("stepopsd.experiments.bench.read_kernel")
+    read_kernel = pytest.importorskip("stepopsd.experiments.bench.read_kernel", reason="a Triton kernel")
     rng = torch.Generator().manual_seed(0)
     for count in (1, 1023, 1024, 5000):
         words = torch.randint(-(2**31), 2**31, (count,), dtype=torch.int32, generator=rng)

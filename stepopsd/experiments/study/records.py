@@ -74,7 +74,8 @@ def _portable_machine(facts: Record) -> Record:
 
 
 def read_records(folder: Path) -> Runs:
-    """The runs of ``write_records``; of their transcripts those that were kept.
+    """The runs of ``write_records``; of their transcripts those that were kept, of their episodes those that were
+    played: one that lost its infrastructure (a retriever, an engine) is neither won nor failed.
 
     Raises:
         FileNotFoundError: ``folder`` holds no such records.
@@ -84,7 +85,7 @@ def read_records(folder: Path) -> Runs:
     for name in (STUDY, EPISODES, METRICS, RUNS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"records of a study: no such file: {folder / name}")
-    episodes = _by_run(read_episodes(folder / EPISODES))
+    episodes = _by_run([e for e in read_episodes(folder / EPISODES) if e.get("status") != "infra_error"])
     metrics = _by_run(parquet.read_table(folder / METRICS).to_pylist())
     transcripts = _by_run(_transcripts(folder))
     runs: Runs = {}

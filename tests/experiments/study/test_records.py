@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from stepopsd.experiments.evaluate import read_episodes, write_episodes
 from stepopsd.experiments.report.load import load_run
 from stepopsd.experiments.statistics import detectable, paired_difference, success_matrix
 from stepopsd.experiments.study import records, table, work
@@ -40,6 +41,17 @@ def test_records_hold_what_the_runs_hold(study, root, tmp_path):
         keys = ("update", "panel", "task_id", "success", "kind")
         assert [[e[k] for k in keys] for e in copy.episodes] == [[e[k] for k in keys] for e in original.episodes]
         np.testing.assert_array_equal(copy.series("loss")[1], original.series("loss")[1])
+
+
+def test_an_episode_that_lost_its_infrastructure_is_not_a_failure(study, root, tmp_path):
+    folder = records.write_records(study, root, tmp_path / "records")
+    before = records.read_records(folder)["toy"]["grpo"][0].episodes
+    every = read_episodes(folder / records.EPISODES)
+    lost = next(e for e in every if e["method"] == "grpo" and e["run_seed"] == 0)
+    lost |= {"status": "infra_error", "success": False}
+    write_episodes(folder / records.EPISODES, every)
+    assert len(records.read_records(folder)["toy"]["grpo"][0].episodes) == len(before) - 1
+    assert len(records.read_records(folder)["toy"]["grpo"][1].episodes) == len(before)
 
 
 def test_records_do_not_say_where_the_runs_lay(study, root, tmp_path):
