@@ -17,8 +17,8 @@ NEEDED = ("tantivy", "httpx", "tenacity", "starlette", "uvicorn")
 if os.environ.get("STEPOPSD_REQUIRE_ENGINE"):  # set by `make test`: what is installed there may not be skipped
     # tantivy has no release for Python 3.10.
     needed = NEEDED if sys.version_info >= (3, 11) else NEEDED[1:]
-    missing = [name for name in needed if find_spec(name) is None]
-    assert not missing, f"the retrieval tests need {missing}: pip install '.[retrieval]'"
+    absent = [name for name in needed if find_spec(name) is None]
+    assert not absent, f"the retrieval tests need {absent}: pip install '.[retrieval]'"
 
 
 def make_passages(count: int, seed: int = 0, longest: int = 30) -> list[Passage]:
