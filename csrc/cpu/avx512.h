@@ -21,8 +21,20 @@ struct Avx512 {
   static Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
   static Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
   static Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
-  static float sum(Vec a) { return _mm512_reduce_add_ps(a); }
   static float top(Vec a) { return _mm512_reduce_max_ps(a); }
+  static bool within(Vec a, float limit) {  // as integers NaN and negative numbers are above every limit
+    return _mm512_cmple_epu32_mask(_mm512_castps_si512(a), _mm512_castps_si512(splat(limit))) == 0xffff;
+  }
+
+  struct Sums {
+    __m512d low = _mm512_setzero_pd(), high = _mm512_setzero_pd();
+
+    void add(Vec a) {
+      low = _mm512_add_pd(low, _mm512_cvtps_pd(_mm512_castps512_ps256(a)));
+      high = _mm512_add_pd(high, _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)));
+    }
+    double total() const { return _mm512_reduce_add_pd(_mm512_add_pd(low, high)); }
+  };
 
   static constexpr float floor = -200.0f;
   static constexpr bool factors = true, streams = true;
@@ -55,21 +67,19 @@ struct Avx512 {
     }
   };
 
-  static void load(const float* p, int64_t stride, Group<Avx512>& x) {
-    for (int v = 0; v < kGroup; ++v) x[v] = _mm512_loadu_ps(p + v * stride);
+  static Vec read(const float* p) { return _mm512_loadu_ps(p); }
+  static void load(const float* p, Vec& a, Vec& b) {
+    a = read(p);
+    b = read(p + 16);
   }
-  static void load(const Half* p, int64_t stride, Group<Avx512>& x) {
-    for (int v = 0; v < kGroup; ++v) {
-      const Half* at = p + v / 2 * stride + v % 2 * 16;
-      x[v] = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
-    }
+  static void load(const Half* p, Vec& a, Vec& b) {
+    a = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    b = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 16)));
   }
-  static void load(const Bfloat* p, int64_t stride, Group<Avx512>& x) {
-    for (int v = 0; v < kGroup; v += 2) {
-      const __m512i both = _mm512_loadu_si512(p + v / 2 * stride);
-      x[v] = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
-      x[v + 1] = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
-    }
+  static void load(const Bfloat* p, Vec& a, Vec& b) {
+    const __m512i both = _mm512_loadu_si512(p);
+    a = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+    b = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
   }
 
   static Vec vanish(Vec power, Vec, Vec) { return power; }

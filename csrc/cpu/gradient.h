@@ -11,6 +11,8 @@
 namespace stepopsd::cpu {
 namespace {
 
+constexpr int kGradientAhead = 512;  // bytes between a line that is read and the one that is asked for
+
 template <class Simd, class T>
 typename Simd::template Powers<sizeof(T) == 4> powers_times(float scale, float factor) {
   using Powers = typename Simd::template Powers<sizeof(T) == 4>;
@@ -55,11 +57,10 @@ struct GradientOf {
 template <class Simd, bool kStream, class T, class Map>
 inline void map_steps(const T* p, T* out, int64_t steps, const Map& map) {
   using Part = stepopsd::cpu::Part<Simd, T>;
-  const Part part{p, steps};
   Group<Simd> x;
   for (int64_t i = 0; i < steps * Part::kStep; i += Part::kStep) {
-    fetch_ahead(part, p + i);
-    Simd::load(p + i, Part::kLoad, x);
+    fetch_ahead<kGradientAhead, false>(p + i, Part::kStep * sizeof(T));
+    load_group(p + i, x);
     map(x);
     if constexpr (kStream) Simd::stream(out + i, x);
     else Simd::store(out + i, x);

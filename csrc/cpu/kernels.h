@@ -12,6 +12,8 @@ namespace stepopsd::cpu {
 
 // Statistics of `vocab` contiguous elements, whose scaled logits are x * scale with scale = log2(e) / temperature.
 using RowFn = RowStats (*)(const void* row, int64_t vocab, float scale);
+// The same of two rows, with the same bits.
+using TwoRowsFn = void (*)(const void* first, const void* second, int64_t vocab, float scale, RowStats* stats);
 
 // The derivative of a loss by `vocab` logits of a row, but for that of the selected token by itself:
 //   2^((x - origin) * scale) * (constant + slope * (x - origin) * scale); nothing but `constant` where the slope is 0.
@@ -37,6 +39,7 @@ struct RowKernels {
   const char* isa;
   RowFn stats[3];         // by Dtype
   RowFn with_entropy[3];  // the same, `weighted` filled in
+  TwoRowsFn two_rows[3];  // null where it would not be faster
   GradientFn gradient[3];
   ScaleFn scale[3];
   PutFn put[3];

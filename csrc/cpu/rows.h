@@ -1,7 +1,10 @@
 // The one-pass row kernel, written once over a `Simd` type that each instruction set supplies:
 //   using Vec; static constexpr int width
-//   splat(float), add, sub, mul, fma, max(a, b) [b where either is NaN], sum(Vec), top(Vec) [maximum]
-//   load(const float* | Half* | Bfloat* p, stride, Group& x): the elements of a step (see Part), in any order
+//   splat(float), add, sub, mul, fma, max(a, b) [b where either is NaN], top(Vec) [maximum]
+//   within(Vec, limit): whether all lanes are in [0, limit], and so none is NaN
+//   Sums: adds up vectors, lane by lane or pairwise, in double; total() is their sum
+//   read(const float*): a vector
+//   load(const float* | Half* | Bfloat* p, a, b): the elements of two vectors, in any order
 //   Powers<exact>(scale)(x, coarse, fine): 2^(x * scale) = coarse * fine. Above the range of fp32 the power is NaN or
 //     larger than any limit here, of either sign; NaN stays NaN. Below `floor` it may be anything, but if `first` is
 //     Mode::plain it is 0, or NaN.
@@ -22,9 +25,10 @@ namespace stepopsd::cpu {
 namespace {
 
 constexpr int kGroup = 4;   // vectors that walk through the arithmetic side by side
-constexpr int kAdds = 16;   // terms that one lane of one sum adds up in fp32 before double takes over
+constexpr int kAdds = 16;   // terms that one lane of one sum adds up in fp32
+constexpr int kBlock = 64;  // steps, and so kBlock / kAdds such sums in each lane, before double takes over
 constexpr int kSeed = 512;  // elements that give the first reference
-constexpr int kAhead = 512;  // bytes between a line that is read and the one that is asked for
+constexpr int kAhead = 256;  // bytes between a line that is scored and the one that is asked for
 // Scaled logits around which no shift is needed: the sum is at least 2^-32, and what underflows does not count.
 constexpr float kUnshiftedFrom = -32.0f, kUnshiftedUpTo = 64.0f;
 constexpr float kOverflow = 0x1p100f;   // a block whose sum is above it needs a shift
@@ -43,46 +47,48 @@ struct Group {
   typename Simd::Vec& operator[](int v) { return vec[v]; }
   const typename Simd::Vec& operator[](int v) const { return vec[v]; }
 
-  float sum() const { return Simd::sum(Simd::add(Simd::add(vec[0], vec[1]), Simd::add(vec[2], vec[3]))); }
+  typename Simd::Vec sum() const { return Simd::add(Simd::add(vec[0], vec[1]), Simd::add(vec[2], vec[3])); }
 };
 
-// Elements for `steps` groups. A group takes kLoad contiguous elements at each of kLoads places `stride` apart; the
-// next group lies `advance` further on.
+// Elements of `steps` groups, one after the other.
 template <class Simd, class T>
 struct Part {
-  static constexpr int kLoads = sizeof(T) == 4 ? 4 : 2;
-  static constexpr int kStep = kGroup * Simd::width, kLoad = kStep / kLoads;
+  static constexpr int kStep = kGroup * Simd::width;
   const T* p;
   int64_t steps;
-  int64_t advance = kStep, stride = kLoad;  // one after the other
 
-  // kLoads streams side by side: one core gets more out of its memory that way.
-  static Part streams(const T* p, int64_t steps) { return {p, steps, kLoad, steps * kLoad}; }
+  Part from(int64_t step, int64_t most) const { return {p + step * kStep, steps - step < most ? steps - step : most}; }
+};
 
-  Part from(int64_t step, int64_t most) const {
-    return {p + step * advance, steps - step < most ? steps - step : most, advance, stride};
+// Powers of a block added up lane by lane.
+template <class Simd>
+struct BlockSums {
+  typename Simd::Vec sum = Simd::splat(0);
+  typename Simd::Vec weighted = Simd::splat(0);  // every power times x - reference; if shifted, times its exponent
+
+  void add(const BlockSums& other) {
+    sum = Simd::add(sum, other.sum);
+    weighted = Simd::add(weighted, other.weighted);
   }
 };
 
-struct BlockSums {
-  float sum;
-  float weighted;  // every power times x - reference; if shifted, times its exponent
-
-  bool within(float limit) const { return sum >= 0 && sum <= limit; }  // and no NaN
-};
-
 template <class Simd, class T>
-inline void fetch_ahead(const Part<Simd, T>& part, const T* p) {
-  if constexpr (Part<Simd, T>::kLoad * sizeof(T) >= 64) {
-    for (int i = 0; i < Part<Simd, T>::kLoads; ++i) {
-      const auto address = reinterpret_cast<uintptr_t>(p + i * part.stride);
-      __builtin_prefetch(reinterpret_cast<const void*>(address + kAhead), 0, 0);
-    }
+inline void load_group(const T* p, Group<Simd>& x) {
+  for (int v = 0; v < kGroup; v += 2) Simd::load(p + v * Simd::width, x[v], x[v + 1]);
+}
+
+// Asks for lines kDistance bytes behind those which are read now; kAgain: whether they are read more than once.
+template <int kDistance, bool kAgain>
+inline void fetch_ahead(const void* p, int bytes) {
+  const auto begin = reinterpret_cast<uintptr_t>(p) + kDistance;
+  for (int at = 0; at + 64 <= bytes; at += 64) {
+    __builtin_prefetch(reinterpret_cast<const void*>(begin + at), 0, kAgain ? 3 : 0);
   }
 }
 
+// A part of no more than kAdds steps.
 template <class Simd, Mode kMode, bool kEntropy, class T>
-inline BlockSums sum_block(const Part<Simd, T>& part, float reference, float scale) {
+inline BlockSums<Simd> sum_run(const Part<Simd, T>& part, float reference, float scale) {
   constexpr bool kShifted = kMode == Mode::shifted;
   const auto origin = Simd::splat(reference), factor = Simd::splat(scale);
   const auto floor = Simd::splat(kShifted ? Simd::floor : Simd::floor / scale);
@@ -90,9 +96,9 @@ inline BlockSums sum_block(const Part<Simd, T>& part, float reference, float sca
   Group<Simd> x, coarse, fine, sum, weighted;
   for (int v = 0; v < kGroup; ++v) sum[v] = weighted[v] = Simd::splat(0);
   for (int64_t i = 0; i < part.steps; ++i) {
-    const T* p = part.p + i * part.advance;
-    fetch_ahead(part, p);
-    Simd::load(p, part.stride, x);
+    const T* p = part.p + i * part.kStep;
+    fetch_ahead<kAhead, true>(p, part.kStep * sizeof(T));
+    load_group(p, x);
     for (int v = 0; v < kGroup; ++v) {
       if constexpr (kShifted) x[v] = Simd::mul(Simd::sub(x[v], origin), factor);
       if constexpr (kMode != Mode::plain) x[v] = Simd::max(floor, x[v]);
@@ -106,7 +112,16 @@ inline BlockSums sum_block(const Part<Simd, T>& part, float reference, float sca
       }
     }
   }
-  return {sum.sum(), kEntropy ? weighted.sum() : 0.0f};
+  return {sum.sum(), weighted.sum()};
+}
+
+template <class Simd, Mode kMode, bool kEntropy, class T>
+inline BlockSums<Simd> sum_block(const Part<Simd, T>& part, float reference, float scale) {
+  BlockSums<Simd> block;
+  for (int64_t i = 0; i < part.steps; i += kAdds) {
+    block.add(sum_run<Simd, kMode, kEntropy>(part.from(i, kAdds), reference, scale));
+  }
+  return block;
 }
 
 // NaN elements may be passed over: they reach the sum.
@@ -115,7 +130,7 @@ inline float block_max(const Part<Simd, T>& part) {
   auto top = Simd::splat(-__builtin_inff());
   Group<Simd> x;
   for (int64_t i = 0; i < part.steps; ++i) {
-    Simd::load(part.p + i * part.advance, part.stride, x);
+    load_group(part.p + i * part.kStep, x);
     top = Simd::max(Simd::max(x[0], x[1]), Simd::max(Simd::max(x[2], x[3]), top));
   }
   return Simd::top(top);
@@ -131,6 +146,7 @@ struct OnlineRow {
   bool empty = true;  // no logit above -inf yet
   Mode mode = Mode::shifted;
   RowStats stats{};
+  typename Simd::Sums sum{}, weighted{};  // of blocks that `stats` does not hold yet
 
   template <class T>
   inline void start(const Part<Simd, T>& part) {
@@ -143,67 +159,100 @@ struct OnlineRow {
 
   template <class T>
   inline void add(const Part<Simd, T>& part) {
-    if (mode == Mode::plain && add_unshifted<Mode::plain>(part)) return;
-    if (mode != Mode::shifted) {
-      mode = Mode::floored;
-      if (add_unshifted<Mode::floored>(part)) return;
+    if (mode == Mode::plain) return add(part, sum_block<Simd, Mode::plain, kEntropy>(part, reference, scale));
+    add_again(part);
+  }
+
+  // A block with its plain sums.
+  template <class T>
+  inline void add(const Part<Simd, T>& part, const BlockSums<Simd>& plain) {
+    if (Simd::within(plain.sum, kOverflow)) return take(plain);
+    mode = Mode::floored;
+    add_again(part);
+  }
+
+  // The last elements, fewer than a step has.
+  template <class T>
+  inline RowStats finish(const T* rest, int64_t count) {
+    if (count > 0) {
+      T tail[Part<Simd, T>::kStep];
+      for (T& x : tail) x = minus_infinity(T{});
+      std::memcpy(tail, rest, count * sizeof(T));
+      if (mode == Mode::plain) mode = Mode::floored;
+      add_again(Part<Simd, T>{tail, 1});
+    }
+    settle();
+    return stats;
+  }
+
+ private:
+  double shift() const { return static_cast<double>(reference) * scale; }
+
+  // Before the reference moves: the sums are around the old one.
+  inline void settle() {
+    const double added = sum.total();
+    stats.sum += added;
+    if constexpr (kEntropy) {
+      const double distances = weighted.total();
+      stats.weighted += mode == Mode::shifted ? distances : distances * scale + shift() * added;
+    }
+    sum = weighted = {};
+  }
+
+  template <class T>
+  inline void raise_reference(const Part<Simd, T>& part) {
+    const float top = block_max(part);
+    if (!(top > (empty ? -__builtin_inff() : reference))) return;
+    settle();
+    reference = top;
+    empty = false;
+    move_shift(stats, shift());
+  }
+
+  inline void take(const BlockSums<Simd>& block) {
+    sum.add(block.sum);
+    if constexpr (kEntropy) weighted.add(block.weighted);
+  }
+
+  template <class T>
+  inline void add_again(const Part<Simd, T>& part) {
+    if (mode == Mode::floored) {
+      const auto block = sum_block<Simd, Mode::floored, kEntropy>(part, reference, scale);
+      if (Simd::within(block.sum, kOverflow)) return take(block);
+      settle();
       mode = Mode::shifted;
       move_shift(stats, shift());
     }
     add_shifted(part);
   }
 
- private:
-  double shift() const { return static_cast<double>(reference) * scale; }
-
-  template <class T>
-  inline void raise_reference(const Part<Simd, T>& part) {
-    const float top = block_max(part);
-    if (!(top > (empty ? -__builtin_inff() : reference))) return;
-    reference = top;
-    empty = false;
-    move_shift(stats, shift());
-  }
-
-  template <Mode kMode, class T>
-  inline bool add_unshifted(const Part<Simd, T>& part) {
-    const BlockSums block = sum_block<Simd, kMode, kEntropy>(part, reference, scale);
-    if (!block.within(kOverflow)) return false;
-    stats.sum += block.sum;
-    if constexpr (kEntropy) stats.weighted += static_cast<double>(block.weighted) * scale + shift() * block.sum;
-    return true;
-  }
-
   template <class T>
   inline void add_shifted(const Part<Simd, T>& part) {
-    BlockSums block = sum_block<Simd, Mode::shifted, kEntropy>(part, reference, scale);
-    if (empty || !block.within(kRedoAbove)) {
+    auto block = sum_block<Simd, Mode::shifted, kEntropy>(part, reference, scale);
+    if (empty || !Simd::within(block.sum, kRedoAbove)) {
       raise_reference(part);
       block = sum_block<Simd, Mode::shifted, kEntropy>(part, reference, scale);
-      if (empty && block.sum == block.sum) return;  // nothing but -inf, and it adds nothing
+      if (empty && Simd::within(block.sum, __builtin_inff())) return;  // nothing but -inf, and it adds nothing
     }
-    stats.sum += block.sum;
-    stats.weighted += block.weighted;
+    take(block);
   }
 };
 
+// The first elements of a row, for OnlineRow::start.
+template <class Simd, class T>
+inline Part<Simd, T> beginning(const Part<Simd, T>& row) {
+  return row.from(0, kSeed / row.kStep);
+}
+
 template <class Simd, class T, bool kEntropy>
 RowStats row_stats(const void* row, int64_t vocab, float scale) {
-  using Part = stepopsd::cpu::Part<Simd, T>;
-  const T* p = static_cast<const T*>(row);
+  const auto* p = static_cast<const T*>(row);
+  const Part<Simd, T> whole{p, vocab / Part<Simd, T>::kStep};
+  const int64_t body = whole.steps * whole.kStep;
   OnlineRow<Simd, kEntropy> online{scale};
-  const int64_t steps = vocab / Part::kStep, body = steps * Part::kStep;
-  online.start(Part{p, steps < kSeed / Part::kStep ? steps : kSeed / Part::kStep});
-  const Part whole = sizeof(T) == 4 ? Part::streams(p, steps) : Part{p, steps};  // 16 bits: memory is not the limit
-  for (int64_t i = 0; i < steps; i += kAdds) online.add(whole.from(i, kAdds));
-  if (body < vocab) {
-    T tail[Part::kStep];
-    for (T& x : tail) x = minus_infinity(T{});
-    std::memcpy(tail, p + body, (vocab - body) * sizeof(T));
-    if (online.mode == Mode::plain) online.mode = Mode::floored;
-    online.add(Part{tail, 1});
-  }
-  return online.stats;
+  online.start(beginning(whole));
+  for (int64_t i = 0; i < whole.steps; i += kBlock) online.add(whole.from(i, kBlock));
+  return online.finish(p + body, vocab - body);
 }
 
 // 2^x of n floats, n a multiple of the elements in a group: for tests of the error bound.
@@ -217,38 +266,6 @@ void powers_of(const float* x, float* out, int64_t n) {
     for (int v = 0; v < kGroup; ++v) coarse[v] = Simd::mul(coarse[v], fine[v]);
     std::memcpy(out + i, &coarse, sizeof coarse);
   }
-}
-
-// Reads in kStreams streams, asks for lines kBytesAhead early (0: for none), and does nothing else. What comes back
-// depends on every byte but a rest of less than a group.
-template <class Simd, int kStreams, int kBytesAhead>
-uint64_t read_all(const void* memory, int64_t bytes) {
-  constexpr int kSets = kStreams > kGroup ? kStreams / kGroup : 1, kStep = kGroup * Simd::width;
-  const float* p = static_cast<const float*>(memory);
-  const int64_t steps = bytes / (kStep * static_cast<int64_t>(sizeof(float))), rounds = steps / kSets;
-  const int64_t stride = kStreams > 1 ? rounds * Simd::width : Simd::width;
-  const int64_t advance = kStreams > 1 ? Simd::width : kStep;
-  auto top = Simd::splat(0);
-  Group<Simd> x;
-  const auto add = [&](const float* at, int64_t stride) {
-    Simd::load(at, stride, x);
-    for (int v = 0; v < kGroup; ++v) top = Simd::max(x[v], top);
-  };
-  for (int64_t i = 0; i < rounds; ++i) {
-    for (int set = 0; set < kSets; ++set) {
-      const float* at = p + i * advance + set * kGroup * stride;
-      for (int v = 0; kBytesAhead > 0 && v < kGroup; ++v) {
-        const auto address = reinterpret_cast<uintptr_t>(at + v * stride);
-        __builtin_prefetch(reinterpret_cast<const void*>(address + kBytesAhead), 0, 2);
-      }
-      add(at, stride);
-    }
-  }
-  for (int64_t i = rounds * kSets; i < steps; ++i) add(p + i * kStep, Simd::width);
-  const float result = Simd::top(top);
-  uint32_t bits;
-  std::memcpy(&bits, &result, sizeof bits);
-  return bits;
 }
 
 }  // namespace

@@ -17,16 +17,29 @@ struct Avx2 {
   static Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
   static Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
 
-  static float sum(Vec a) {
-    __m128 half = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
-    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
-  }
   static float top(Vec a) {
     __m128 half = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     half = _mm_max_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
   }
+  static bool within(Vec a, float limit) {
+    const Vec low = _mm256_cmp_ps(a, splat(0), _CMP_GE_OQ), high = _mm256_cmp_ps(a, splat(limit), _CMP_LE_OQ);
+    return _mm256_movemask_ps(_mm256_and_ps(low, high)) == 0xff;
+  }
+
+  struct Sums {
+    __m256d low = _mm256_setzero_pd(), high = _mm256_setzero_pd();
+
+    void add(Vec a) {
+      low = _mm256_add_pd(low, _mm256_cvtps_pd(_mm256_castps256_ps128(a)));
+      high = _mm256_add_pd(high, _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1)));
+    }
+    double total() const {
+      const __m256d both = _mm256_add_pd(low, high);
+      const __m128d half = _mm_add_pd(_mm256_castpd256_pd128(both), _mm256_extractf128_pd(both, 1));
+      return _mm_cvtsd_f64(_mm_add_sd(half, _mm_unpackhi_pd(half, half)));
+    }
+  };
 
   static constexpr float floor = -120.0f;  // the entries are as small as 2^-5
   static constexpr bool factors = false, streams = false;
@@ -59,21 +72,19 @@ struct Avx2 {
     }
   };
 
-  static void load(const float* p, int64_t stride, Group<Avx2>& x) {
-    for (int v = 0; v < kGroup; ++v) x[v] = _mm256_loadu_ps(p + v * stride);
+  static Vec read(const float* p) { return _mm256_loadu_ps(p); }
+  static void load(const float* p, Vec& a, Vec& b) {
+    a = read(p);
+    b = read(p + 8);
   }
-  static void load(const Half* p, int64_t stride, Group<Avx2>& x) {
-    for (int v = 0; v < kGroup; ++v) {
-      const Half* at = p + v / 2 * stride + v % 2 * 8;
-      x[v] = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
-    }
+  static void load(const Half* p, Vec& a, Vec& b) {
+    a = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    b = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)));
   }
-  static void load(const Bfloat* p, int64_t stride, Group<Avx2>& x) {
-    for (int v = 0; v < kGroup; v += 2) {
-      const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + v / 2 * stride));
-      x[v] = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
-      x[v + 1] = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
-    }
+  static void load(const Bfloat* p, Vec& a, Vec& b) {
+    const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    a = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
+    b = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
   }
 
   static Vec vanish(Vec power, Vec x, Vec floor) { return _mm256_and_ps(power, _mm256_cmp_ps(x, floor, _CMP_NLT_UQ)); }

@@ -16,11 +16,24 @@ struct Portable {
   static Vec mul(Vec a, Vec b) { return a * b; }
   static Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
   static Vec max(Vec a, Vec b) { return a > b ? a : b; }
-  static float sum(Vec a) { return (a[0] + a[2]) + (a[1] + a[3]); }
   static float top(Vec a) {
     const float low = a[0] > a[1] ? a[0] : a[1], high = a[2] > a[3] ? a[2] : a[3];
     return low > high ? low : high;
   }
+  static bool within(Vec a, float limit) {
+    bool all = true;
+    for (int i = 0; i < width; ++i) all = all && a[i] >= 0 && a[i] <= limit;
+    return all;
+  }
+
+  struct Sums {
+    double lane[width] = {};
+
+    void add(Vec a) {
+      for (int i = 0; i < width; ++i) lane[i] += a[i];
+    }
+    double total() const { return (lane[0] + lane[2]) + (lane[1] + lane[3]); }
+  };
 
   static constexpr float floor = -126.75f;  // rounds down to -127, the power 0
   static constexpr bool factors = false, streams = false;
@@ -45,24 +58,26 @@ struct Portable {
     }
   };
 
-  static void load(const float* p, int64_t stride, Group<Portable>& x) {
-    for (int v = 0; v < kGroup; ++v) std::memcpy(&x[v], p + v * stride, sizeof x[v]);
+  static Vec read(const float* p) {
+    Vec x;
+    std::memcpy(&x, p, sizeof x);
+    return x;
   }
-  static void load(const Bfloat* p, int64_t stride, Group<Portable>& x) {
-    for (int v = 0; v < kGroup; v += 2) {
-      Bits both;
-      std::memcpy(&both, p + v / 2 * stride, sizeof both);
-      x[v] = reinterpret_cast<Vec>(both << 16);
-      x[v + 1] = reinterpret_cast<Vec>(both & splat_bits(0xffff0000u));
-    }
+  static void load(const float* p, Vec& a, Vec& b) {
+    a = read(p);
+    b = read(p + 4);
   }
-  static void load(const Half* p, int64_t stride, Group<Portable>& x) {
-    for (int v = 0; v < kGroup; v += 2) {
-      Bits both;
-      std::memcpy(&both, p + v / 2 * stride, sizeof both);
-      x[v] = widen(both & splat_bits(0xffffu));
-      x[v + 1] = widen((both >> 16) & splat_bits(0xffffu));
-    }
+  static void load(const Bfloat* p, Vec& a, Vec& b) {
+    Bits both;
+    std::memcpy(&both, p, sizeof both);
+    a = reinterpret_cast<Vec>(both << 16);
+    b = reinterpret_cast<Vec>(both & splat_bits(0xffff0000u));
+  }
+  static void load(const Half* p, Vec& a, Vec& b) {
+    Bits both;
+    std::memcpy(&both, p, sizeof both);
+    a = widen(both & splat_bits(0xffffu));
+    b = widen((both >> 16) & splat_bits(0xffffu));
   }
 
   static Vec vanish(Vec power, Vec, Vec) { return power; }

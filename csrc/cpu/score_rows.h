@@ -12,6 +12,9 @@ namespace stepopsd::cpu {
 // Elements of a piece at most. Long pieces are read faster: what the processor fetches past the end of one is lost.
 constexpr int64_t kScorePiece = 1 << 17;
 
+// Rows are scored two at a time where that leaves every thread so many jobs.
+constexpr int64_t kJobsPerThread = 4;
+
 struct ScoreProblem {
   std::vector<Strided> logits;
   RowSet rows;

@@ -22,7 +22,7 @@ struct Job {
   // Large ranges first: memory is read faster in order. Small ones at the end, for the threads to end together.
   void work() {
     for (int64_t begin = next.load(std::memory_order_relaxed); begin < count;) {
-      const int64_t size = std::max(grain, (count - begin) / (4 * threads));
+      const int64_t size = std::max(grain, (count - begin) / (2 * threads));
       const int64_t end = std::min(begin + size, count);
       if (!next.compare_exchange_weak(begin, end, std::memory_order_relaxed)) continue;
       body(begin, end);

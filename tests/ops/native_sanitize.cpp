@@ -73,14 +73,21 @@ struct TwoRows {
   double p(int64_t i) const { return std::exp(static_cast<double>(logit(i))) / sum; }
 };
 
+// One tensor with entropies; then many without, whose rows are taken two at a time.
 template <class T>
 void score(int64_t vocab, int64_t offset, int threads) {
+  constexpr int kTensors = 8;
   const TwoRows<T> rows(vocab, offset);
-  float out[6];
-  cpu::score_rows({{rows.logits()}, rows.rows(), true, false, out}, cpu::kernels_in_use(), threads);
-  expect_near("log-prob of the first", out[0], logit(0) - std::log(rows.sum), 2e-5);
-  expect_near("log-prob of the last", out[1], logit(vocab - 1) - std::log(rows.sum), 2e-5);
-  expect_near("log-sum-exp", out[2], std::log(rows.sum), 2e-5);
+  float out[kTensors * 6];
+  for (const int tensors : {1, kTensors}) {
+    const std::vector<cpu::Strided> logits(tensors, rows.logits());
+    cpu::score_rows({logits, rows.rows(), tensors == 1, false, out}, cpu::kernels_in_use(), threads);
+    for (const float* scores = out; scores < out + 6 * tensors; scores += 6) {
+      expect_near("log-prob of the first", scores[0], logit(0) - std::log(rows.sum), 2e-5);
+      expect_near("log-prob of the last", scores[1], logit(vocab - 1) - std::log(rows.sum), 2e-5);
+      expect_near("log-sum-exp", scores[2], std::log(rows.sum), 2e-5);
+    }
+  }
 }
 
 // Scores and gradients of REINFORCE with an advantage of -2, the second row masked on request; then the gradient alone,
