@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -144,11 +145,14 @@ def footer(report: dict[str, Any]) -> str:
 
 
 def _read_loops(case: dict[str, Any]) -> str:
-    """GB/s of every way to read, of which the fastest is the limit."""
+    """GB/s of every way to read, of which the fastest is the limit, and the share of it that the op comes to."""
     loops: dict[str, float] = next((r["loops"] for r in case["results"] if "loops" in r), {})
-    rate = {name.removeprefix(f"{READ}: "): case["bytes"] / seconds / 1e9 for name, seconds in loops.items()}
-    rates = (f"{gigabytes:.1f} ({name})" for name, gigabytes in rate.items())
-    return f"{case['op']}, ways to read, GB/s: {', '.join(rates)}." if loops else ""
+    shares: dict[str, float] = next((r["as_long"] for r in case["results"] if r.get("ours") and "as_long" in r), {})
+    rates = (
+        f"{case['bytes'] / seconds / 1e9:.1f} ({name.removeprefix(f'{READ}: ')}; {shares.get(name, math.nan):.0%})"
+        for name, seconds in loops.items()
+    )
+    return f"{case['op']}, ways to read, GB/s and our share: {', '.join(rates)}." if loops else ""
 
 
 def _device(device: str) -> str:

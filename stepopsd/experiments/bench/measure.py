@@ -63,9 +63,10 @@ def measure(case: Case, device: str, field: Field, settings: Settings) -> dict[s
     for name, samples in taken.items():
         results[name]["seconds"] = samples.summary()
     if device == "cpu":
-        beside = {READ: loops[results[READ].get("loop", READ)], **taken}
+        beside = {**loops, READ: loops[results[READ].get("loop", READ)], **taken}
         for name, ratios in paired(beside, torch.get_num_threads()).items():
-            results[name]["as_long"] = ratios
+            if name in results:
+                results[name]["as_long"] = ratios
     if device == "cuda":
         if case.bytes_read < REPLAYED_BYTES:
             for name, call in calls.items():
