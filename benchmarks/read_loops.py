@@ -1,8 +1,10 @@
-"""How fast memory can be read, by loop and page size: ``python -m benchmarks.read_loops [threads] [file.json]``.
+"""How fast memory can be read, by loop and page size.
 
-Every loop of the read probe, and the row kernel beside them, reads two tensors of 256 rows of 151,936 fp32 logits. With
-huge pages, where Linux gives them, most of what address translation costs is gone; logits lie on pages of 4 KiB unless
-someone asks for more.
+    python -m benchmarks.read_loops [threads] [dtype] [file.json]
+
+Every loop of the read probe, and the row kernel beside them, reads two tensors of 256 rows of 151,936 logits, fp32 or
+bf16. With huge pages, where Linux gives them, most of what address translation costs is gone; logits lie on pages of
+4 KiB unless someone asks for more.
 
 It works on a busy machine too: each thread (a process here) has a core and makes calls of some 200 µs, all
 of the same kind at a time, and only what was read while none was held up is counted.
@@ -29,8 +31,9 @@ from torch import Tensor
 from stepopsd.experiments.bench import machine
 from stepopsd.ops import native
 
-ROWS, VOCAB, ROWS_OF_A_CALL = 256, 151_936, 4
-BYTES_OF_A_CALL = 2 * ROWS_OF_A_CALL * VOCAB * 4
+ROWS, VOCAB = 256, 151_936
+BYTES_OF_A_CALL = 2 * 4 * VOCAB * 4
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SECONDS = 120.0
 TURN = 0.02  # seconds that all threads spend on one kind
 PAGES = {"4 KiB": mmap.MADV_NOHUGEPAGE, "huge": mmap.MADV_HUGEPAGE}
@@ -51,38 +54,41 @@ class Call(NamedTuple):
 
 def main() -> None:
     threads = int(sys.argv[1]) if len(sys.argv) > 1 else 1
+    name = sys.argv[2] if len(sys.argv) > 2 else "fp32"
+    dtype = DTYPES[name]
+    rows_of_a_call = BYTES_OF_A_CALL // (2 * VOCAB * dtype.itemsize)
     torch.set_num_threads(1)
-    works: dict[str, Work] = {name: partial(_read, loop) for loop, name in enumerate(native.read_loops())}
-    ids = torch.zeros((1, ROWS_OF_A_CALL), dtype=torch.int64)
+    works: dict[str, Work] = {loop: partial(_read, i) for i, loop in enumerate(native.read_loops())}
+    ids = torch.zeros((1, rows_of_a_call), dtype=torch.int64)
     works[KERNEL] = partial(_score, ids, torch.ones_like(ids, dtype=torch.bool))
-    memory = {pages: [_logits(advice) for _ in range(2)] for pages, advice in PAGES.items()}
-    kinds = [(pages, name) for pages in memory for name in works]
+    memory = {pages: [_logits(advice, dtype) for _ in range(2)] for pages, advice in PAGES.items()}
+    kinds = [(pages, loop) for pages in memory for loop in works]
     until = time.perf_counter() + SECONDS
 
     def run(number: int) -> list[Call]:
         os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[number]})
-        rows = range(number * ROWS // threads, (number + 1) * ROWS // threads - ROWS_OF_A_CALL + 1, ROWS_OF_A_CALL)
+        rows = range(number * ROWS // threads, (number + 1) * ROWS // threads - rows_of_a_call + 1, rows_of_a_call)
         log = []
         for row in itertools.cycle(rows):
             begin = time.perf_counter()
             if begin > until:
                 break
             kind = int(begin / TURN) % len(kinds)
-            pages, name = kinds[kind]
-            works[name]([x[:, row : row + ROWS_OF_A_CALL] for x in memory[pages]])
+            pages, loop = kinds[kind]
+            works[loop]([x[:, row : row + rows_of_a_call] for x in memory[pages]])
             log.append(Call(kind, begin, time.perf_counter()))
         return log
 
     logs = _in_processes(run, threads)
-    report: dict[str, Any] = {**machine.describe("cpu"), "threads": threads, "results": []}
-    for kind, (pages, name) in enumerate(kinds):
+    report: dict[str, Any] = {**machine.describe("cpu"), "threads": threads, "dtype": name, "results": []}
+    for kind, (pages, loop) in enumerate(kinds):
         rates = undisturbed([[call for call in log if call.kind == kind] for log in logs])
-        line = {"pages": pages, "loop": name, "windows": len(rates), "bytes_per_second": spread(rates)}
+        line = {"pages": pages, "loop": loop, "windows": len(rates), "bytes_per_second": spread(rates)}
         report["results"].append(line)
-        print(f"{pages:>6} pages, {name:<27}", *(f"{x / 1e9:5.1f}" for x in line["bytes_per_second"].values()),
+        print(f"{pages:>6} pages, {loop:<27}", *(f"{x / 1e9:5.1f}" for x in line["bytes_per_second"].values()),
               f"GB/s: 5, 25, 50, 75, 95 % of {len(rates)} windows")  # fmt: skip
-    if len(sys.argv) > 2:
-        Path(sys.argv[2]).write_text(json.dumps(report, indent=1) + "\n")
+    if len(sys.argv) > 3:
+        Path(sys.argv[3]).write_text(json.dumps(report, indent=1) + "\n")
 
 
 def _in_processes(run: Callable[[int], list[Call]], count: int) -> list[list[Call]]:
@@ -128,10 +134,10 @@ def spread(rates: list[float]) -> dict[str, float]:
     return {str(q): ranked[q * len(ranked) // 100] for q in (5, 25, 50, 75, 95)} if ranked else {}
 
 
-def _logits(advice: int) -> Tensor:
-    pages = mmap.mmap(-1, ROWS * VOCAB * 4, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+def _logits(advice: int, dtype: torch.dtype) -> Tensor:
+    pages = mmap.mmap(-1, ROWS * VOCAB * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     pages.madvise(advice)
-    return torch.frombuffer(pages, dtype=torch.float32).normal_(0, 3).view(1, ROWS, VOCAB)
+    return torch.frombuffer(pages, dtype=dtype).normal_(0, 3).view(1, ROWS, VOCAB)
 
 
 def _read(loop: int, rows: Sequence[Tensor]) -> None:
