@@ -20,8 +20,8 @@ float plain(double x) { return x != x ? __builtin_nanf("") : static_cast<float>(
 }  // namespace
 
 // The kernels take p as 2^((x - origin) * scale) * 2^-rest. The usual row has no origin; else it is the normaliser as a
-// logit, from which x lies an exact difference away. A slope needs one: without it the slope's product with x * scale and the
-// constant would all but cancel where p is large.
+// logit, from which x lies an exact difference away. A slope needs one: without it the slope's product with x * scale
+// and the constant would all but cancel where p is large.
 RowSlopes::RowSlopes(const RowKernels& kernels, Dtype dtype, double divisor, float peak, float log_mass,
                      const Coefficients& coefficients)
     : kernels_(kernels),
@@ -29,10 +29,10 @@ RowSlopes::RowSlopes(const RowKernels& kernels, Dtype dtype, double divisor, flo
       divisor_(divisor),
       centre_(static_cast<double>(peak) + log_mass),
       coefficients_(coefficients) {
+  const float origin = static_cast<float>(centre_ * divisor / kLog2e);
   const bool usual = centre_ >= kUsualFrom && centre_ <= kUsualUpTo && coefficients_.c == 0;
-  if (usual) set_origin(0);
-  else set_origin(static_cast<float>(centre_ * divisor / kLog2e));
-  if (tiny(rest_.constant) || tiny(rest_.slope)) set_origin(static_cast<float>(centre_ * divisor / kLog2e));
+  set_origin(usual ? 0 : origin);
+  if (tiny(rest_.constant) || tiny(rest_.slope)) set_origin(origin);
 }
 
 void RowSlopes::set_origin(float origin) {

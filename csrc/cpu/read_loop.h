@@ -16,8 +16,8 @@ uint64_t read_all(const void* memory, int64_t bytes) {
   const int64_t stride = kStreams > 1 ? rounds * Simd::width : Simd::width;
   const int64_t advance = kStreams > 1 ? Simd::width : kStep;
   auto top = Simd::splat(0);
-  const auto add = [&](const float* at, int64_t stride) {
-    for (int v = 0; v < kGroup; ++v) top = Simd::max(Simd::read(at + v * stride), top);
+  const auto add = [&](const float* at, int64_t apart) {
+    for (int v = 0; v < kGroup; ++v) top = Simd::max(Simd::read(at + v * apart), top);
   };
   for (int64_t i = 0; i < rounds; ++i) {
     for (int set = 0; set < kSets; ++set) {

@@ -16,7 +16,7 @@ class Scoring {
       : problem_(problem),
         rows_(problem.rows),
         kernels_(problem.entropy ? kernels.with_entropy : kernels.stats),
-        two_rows_(problem.entropy || kernels.two_rows[0] == nullptr ? nullptr : kernels.two_rows),
+        two_rows_(kernels.two_rows),
         channels_(problem.normaliser ? 5 : 3),
         pieces_(problem.rows.vocab, kScorePiece) {
     const int64_t all = rows_.count();
@@ -39,8 +39,8 @@ class Scoring {
     }
     // A job is a piece of the visit by that number, and of the one half of the list further on: of two tensors the same
     // row, as a rule. A thread's jobs follow each other in memory, so that it reads two long streams.
-    const bool abreast = two_rows_ != nullptr && visits / 2 * pieces_.count >= kJobsPerThread * threads;
-    const int64_t apart = abreast ? visits / 2 : 0;
+    const bool can = !problem_.entropy && two_rows_[0] != nullptr;
+    const int64_t apart = can && visits / 2 * pieces_.count >= kJobsPerThread * threads ? visits / 2 : 0;
     parallel_for((visits - apart) * pieces_.count, pieces_.grain(), threads, [this, apart](int64_t begin, int64_t end) {
       for (int64_t job = begin; job < end; ++job) {
         const int64_t visit = job / pieces_.count, piece = job % pieces_.count;
@@ -107,7 +107,7 @@ class Scoring {
   const ScoreProblem& problem_;
   const RowSet& rows_;
   const RowFn* kernels_;
-  const TwoRowsFn* two_rows_;  // or null
+  const TwoRowsFn* two_rows_;
   const int64_t channels_;
   const Pieces pieces_;
   std::vector<int64_t> active_;

@@ -1,5 +1,5 @@
-// Two rows side by side, line by line: one core gets more out of its memory from two streams than from one, as long as both
-// go on for many pages. The bits are those of row_stats.
+// Two rows side by side, line by line: one core gets more out of its memory from two streams than from one, as long as
+// both go on for many pages. The bits are those of row_stats.
 #pragma once
 
 #include "rows.h"
